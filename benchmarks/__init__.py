@@ -1,0 +1,1 @@
+"""Measurements against a stated goal; each module runs as `python -m benchmarks.NAME` and records what it found."""

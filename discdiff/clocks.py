@@ -1,0 +1,135 @@
+"""Clocks: from the run's one time to the time of each position, for steps and for training alike.
+
+A clock is `(batch, t) -> (batch, length)` float64 with t a float or (batch,); `rate` is its derivative in t, which the
+loss needs. It is applied once, in the loop; a step starts from the time a position has reached, so a clock may change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from discdiff.layout import TokenBatch
+from discdiff.types import per_position
+
+
+class Clock(Protocol):
+    """Contract of a clock: clock(1) = 1, clock(0) = 0, non-decreasing in t."""
+
+    def __call__(self, batch: TokenBatch, t: float | Tensor) -> Tensor: ...
+
+    def rate(self, batch: TokenBatch, t: float | Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Every position at the same time."""
+
+    def __call__(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
+        return per_position(t, batch.tokens).expand(batch.tokens.shape)
+
+    def rate(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
+        return torch.ones(batch.tokens.shape, dtype=torch.float64, device=batch.tokens.device)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Each named segment runs inside its own window (late, early) of the run, linearly: time 1 before, 0 after.
+
+    `Windows({"plan": (1.0, 0.5), "action": (0.5, 0.0)})` finishes the plan before the actions start; segments not
+    named use the whole run. Raises ValueError unless 1 >= late > early >= 0.
+    """
+
+    windows: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, (late, early) in self.windows.items():
+            if not 1 >= late > early >= 0:
+                raise ValueError(f"window {(late, early)} of {name!r} must fall inside [0, 1], late first")
+
+    def _bounds(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        names = batch.layout.names
+        unknown = set(self.windows) - set(names)
+        if unknown:
+            raise ValueError(f"windows name {sorted(unknown)}, the layout has {', '.join(names)}")
+        table = torch.tensor([self.windows.get(n, (1.0, 0.0)) for n in names], dtype=torch.float64)
+        late, early = table.to(batch.tokens.device)[batch.alphabet.segment].unbind(-1)
+        return late, early
+
+    def __call__(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
+        late, early = self._bounds(batch)
+        return ((per_position(t, batch.tokens) - early) / (late - early)).clamp(0, 1)
+
+    def rate(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
+        late, early = self._bounds(batch)
+        time = per_position(t, batch.tokens)
+        return torch.where((time >= early) & (time <= late), 1 / (late - early), 0.0)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of `size` positions one after another: block b of n moves during t in [1 - (b+1)/n, 1 - b/n].
+
+    Semi-autoregressive sampling (LLaDA arXiv 2502.09992, BD3LM 2503.09573). Raises ValueError for a size below 1.
+    """
+
+    size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"block size {self.size} must be at least 1")
+
+    def _block(self, batch: TokenBatch) -> tuple[Tensor, int]:
+        length = batch.layout.sequence
+        return torch.div(batch.slot % length, self.size, rounding_mode="floor"), -(-length // self.size)
+
+    def __call__(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
+        block, count = self._block(batch)
+        return (per_position(t, batch.tokens) * count - (count - 1 - block)).clamp(0, 1)
+
+    def rate(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
+        block, count = self._block(batch)
+        inner = per_position(t, batch.tokens) * count - (count - 1 - block)
+        return torch.where((inner >= 0) & (inner <= 1), float(count), 0.0)
+
+
+@dataclass(frozen=True)
+class Priority:
+    """M2DM's priority (arXiv 2308.14480): gamma_i(t) = t - strength sin(pi t) f_i, salient positions (f = 1) stay longest.
+
+    f in [-1, 1] is `batch.features[feature]` (batch, length), centred over the free positions and scaled. The mean over
+    positions is t; every gamma_i is monotone iff strength <= 1/pi, else ValueError.
+    """
+
+    strength: float = 0.3
+    feature: str = "priority"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1 / math.pi:
+            raise ValueError(
+                f"strength {self.strength} must lie in [0, 1/pi]: beyond it a position would be masked again"
+            )
+
+    def _salience(self, batch: TokenBatch) -> Tensor:
+        if self.feature not in batch.features:
+            raise ValueError(f"no feature {self.feature!r} of shape (batch, length): batch has {list(batch.features)}")
+        value, free = batch.features[self.feature].double(), batch.free
+        mean = torch.where(free, value, 0.0).sum(1, keepdim=True) / free.sum(1, keepdim=True).clamp(min=1)
+        centred = torch.where(free, value - mean, 0.0)
+        widest = centred.abs().amax(1, keepdim=True)
+        return torch.where(widest > 0, centred / widest, 0.0)
+
+    def __call__(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
+        time = per_position(t, batch.tokens).expand(batch.tokens.shape)
+        # sin(pi t) as sin(pi (1 - t)) where that is the smaller angle, so that gamma(1) is 1 exactly
+        arc = torch.sin(math.pi * torch.minimum(time, 1 - time))
+        return time - self.strength * arc * self._salience(batch)
+
+    def rate(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
+        time = per_position(t, batch.tokens)
+        return 1 - self.strength * math.pi * torch.cos(math.pi * time) * self._salience(batch)

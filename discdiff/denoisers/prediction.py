@@ -1,0 +1,122 @@
+"""Prediction: what a denoiser believes the clean tokens are, computed only for the sites that somebody asks about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from discdiff.denoisers.draw import Drawn, draw, rank
+from discdiff.layout import TokenBatch
+from discdiff.noise import TOKEN, Noise
+
+Logits = Callable[[Tensor, int], Tensor]
+"""(flat sites (n,), alphabet number) -> logits (n, K) over that alphabet's symbols, in layout order, extras last."""
+
+Transform = Callable[[Tensor, Tensor], Tensor]
+"""(logits (n, K), flat sites (n,)) -> logits (n, K)."""
+
+CHUNK_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A lazy table of clean-token predictions for the rows of `batch`.
+
+    Sites are flat, row * length + column, and must be noisable. `draw` and `rank` need no table at all; `log_probs`
+    gives one for sites of one alphabet. Committed tokens are never carried over here (`Process.own` does that).
+    """
+
+    batch: TokenBatch
+    logits: Logits
+    transforms: tuple[Transform, ...] = ()
+
+    def then(self, transform: Transform) -> Prediction:
+        """The prediction with one more transform of its logits."""
+        return replace(self, transforms=(*self.transforms, transform))
+
+    def rows(self, index: Tensor) -> Prediction:
+        """The prediction of the rows `index`, sites renumbered."""
+        length = self.batch.tokens.shape[1]
+
+        def back(sites: Tensor) -> Tensor:
+            return index[torch.div(sites, length, rounding_mode="floor")] * length + sites % length
+
+        moved = tuple(lambda x, sites, f=f: f(x, back(sites)) for f in self.transforms)
+        return Prediction(self.batch.rows(index), lambda sites, number: self.logits(back(sites), number), moved)
+
+    def draw(self, index: Tensor, noise: Noise, stream: int = TOKEN, statistic: str | None = None) -> Drawn:
+        """Tokens (global ids) drawn at the sites `index` (n,), their log probability, and a statistic if asked."""
+        uniform = noise.uniform(stream, index)
+        tokens, log_prob = torch.empty_like(index), uniform.new_empty(len(index))
+        found = None if statistic is None else uniform.new_empty(len(index))
+        for where, logits in self._walk(index):
+            drawn = draw(logits, uniform[where], statistic)
+            tokens[where], log_prob[where] = drawn.tokens, drawn.log_prob
+            if found is not None and drawn.statistic is not None:
+                found[where] = drawn.statistic
+        return Drawn(self.batch.ids(tokens, index), log_prob, found)
+
+    def rank(self, index: Tensor, statistic: str) -> Tensor:
+        """ "confidence", "margin" or "entropy" at the sites (n,) float64, higher is surer."""
+        out = torch.empty(len(index), dtype=torch.float64, device=index.device)
+        for where, logits in self._walk(index):
+            out[where] = rank(logits, statistic)
+        return out
+
+    def log_probs(self, index: Tensor) -> Tensor:
+        """log p(x0 = symbol) at the sites, `(n,) -> (n, K)`. Raises ValueError for sites of different alphabets."""
+        groups = list(self._alphabets(index))
+        if len(groups) > 1:
+            raise ValueError("the sites have different legal ids: ask for the log_probs of one alphabet at a time")
+        return self._compute(index, groups[0][0]).log_softmax(-1)
+
+    def log_prob(self, index: Tensor, tokens: Tensor) -> Tensor:
+        """log p(x0 = token) of given global ids (n,) at the sites (n,), float64."""
+        symbols = self.batch.symbols(tokens, index)
+        out = torch.empty(len(index), dtype=torch.float64, device=index.device)
+        for where, logits in self._walk(index):
+            chosen = logits.gather(-1, symbols[where][:, None])[:, 0]
+            out[where] = chosen.double() - logits.logsumexp(-1).double()
+        return out
+
+    def _walk(self, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(places in `index`, logits) in pieces of one alphabet and bounded memory."""
+        for number, places in self._alphabets(index):
+            _, count, extras = self.batch.layout.alphabets[number]
+            rows = max(1, CHUNK_BYTES // (4 * (count + len(extras))))
+            for piece in places.split(rows):
+                yield piece, self._compute(index[piece], number)
+
+    def _alphabets(self, index: Tensor) -> Iterator[tuple[int, Tensor]]:
+        layout, everything = self.batch.layout, torch.arange(len(index), device=index.device)
+        if len(layout.drawn) == 1:  # the usual case needs no look at the sites
+            yield layout.drawn[0], everything
+            return
+        number = layout.tables(index.device).alphabet[self.batch.slot.reshape(-1)[index]]
+        for one in layout.drawn:
+            places = everything[number == one]
+            if len(places):
+                yield one, places
+
+    def _compute(self, index: Tensor, number: int) -> Tensor:
+        logits = self.logits(index, number)
+        logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+        banned = self.batch.layout.banned(number)
+        if banned is not None:
+            logits = logits.index_fill(-1, torch.tensor([banned], device=logits.device), float("-inf"))
+        for transform in self.transforms:
+            logits = transform(logits, index)
+        return logits
+
+
+def table(batch: TokenBatch, logits: Tensor) -> Prediction:
+    """A prediction from a full table of logits `(batch, length, K)`; K is at least the widest alphabet asked for."""
+
+    def pick(index: Tensor, number: int) -> Tensor:
+        _, count, extras = batch.layout.alphabets[number]
+        return logits.reshape(-1, logits.shape[-1])[index, : count + len(extras)]
+
+    return Prediction(batch, pick)

@@ -1,0 +1,82 @@
+"""Joint: several kernels on one network call, for states that live in more than one space (CCDD arXiv 2510.03206)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from discdiff.denoisers import Prediction
+from discdiff.kernels import Kernel
+from discdiff.noise import Noise
+from discdiff.processes import Process
+from discdiff.types import Info, State, Step
+
+
+@dataclass(frozen=True)
+class _Once:
+    """A denoiser that gives the prediction already made, for all rows or some of them."""
+
+    prediction: Prediction
+    kind: str
+    needs_time: bool
+    reads: tuple[str, ...]
+
+    def __call__(self, state: State, step: Step) -> Prediction:
+        whole = len(state.row) == len(self.prediction.batch.tokens)
+        return self.prediction if whole else self.prediction.rows(state.row)
+
+    def start(self, batch: Any) -> _Once:
+        return self
+
+
+@dataclass(frozen=True)
+class Joint:
+    """`Joint((kernel, ...))`: the network is asked once, every kernel steps from the same state, and their changes are
+    put together: tokens from the kernel that moves tokens, each latent from the kernel that moves it.
+
+    A kernel for latents returns the state with `latents` replaced; what it needs of the network it finds in
+    `prediction` under the name its denoiser gave it. Raises ValueError for an empty tuple.
+    """
+
+    kernels: tuple[Kernel, ...]
+
+    def __post_init__(self) -> None:
+        if not self.kernels:
+            raise ValueError("Joint needs at least one kernel")
+
+    @property
+    def process(self) -> Process:
+        return self.kernels[0].process
+
+    @property
+    def unbiased(self) -> bool:
+        return all(k.unbiased for k in self.kernels)
+
+    decide_first = False
+    final = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(name for k in self.kernels for name in k.reads)
+
+    def init(self, state: State) -> State:
+        for kernel in self.kernels:
+            state = kernel.init(state)
+        return state
+
+    def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
+        rows = torch.arange(len(state.row), device=state.row.device)
+        here = state._replace(row=rows)
+        once = _Once(denoiser(here, step), denoiser.kind, denoiser.needs_time, denoiser.reads)
+        merged, total = state, Info()
+        for i, kernel in enumerate(self.kernels):
+            moved, info = kernel(once, here, step, noise.child(i))
+            changed = {name: value for name, value in moved.latents.items() if value is not here.latents.get(name)}
+            if moved.tokens is not here.tokens:
+                merged = merged._replace(tokens=moved.tokens, committed=moved.committed, time=moved.time)
+            merged = merged._replace(latents={**merged.latents, **changed}, memory={**merged.memory, **moved.memory})
+            total = total.merge(info._replace(nfe=0, network_rows=0, fed=0))
+        shape = state.tokens.shape
+        return merged, total._replace(nfe=1, network_rows=shape[0], fed=shape.numel())

@@ -1,0 +1,122 @@
+"""Ancestral sampling of any process at any stride: x0 ~ prediction, x_s ~ q(x_s | x_t, x0)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from discdiff.denoisers import inverse_cdf
+from discdiff.kernels.base import Asked, ask, select
+from discdiff.noise import WAKE, Noise
+from discdiff.processes import Absorbing, Process
+from discdiff.proposals import Factorised, Proposal
+from discdiff.types import Info, State, Step
+
+Site = Callable[[Tensor, Asked], Tensor]
+"""(composed one-site log law (n, K + 1), what was asked) -> log law (n, K + 1), not normalised."""
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """p(x_s | x_t) = sum_x0 R(x0 | x_t) prod_i q(x_s,i | x_t,i, x0_i) for every process and stride.
+
+    Decides first: a position is held with `process.hold` before any network call, and only rows and positions that are
+    awake are asked; the tokens are those of evaluating everything. `site` works on the composed one-site law
+    (posterior-level and classifier guidance); it, a step's score_power and a joint proposal look at all eligible
+    positions. Converges to the denoiser's law as the grid is refined, error O(1 / steps) (MDLM arXiv 2406.07524).
+    """
+
+    process: Process = field(default_factory=Absorbing)
+    proposal: Proposal = field(default_factory=Factorised)
+    site: Site | None = None
+    unbiased: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("rate", "score_power")
+
+    @property
+    def decide_first(self) -> bool:
+        """Whether positions can be held before the network is asked."""
+        return self.site is None and not self.proposal.joint
+
+    @property
+    def final(self) -> bool:
+        """A revealed token of an absorbing process never moves again."""
+        return isinstance(self.process, Absorbing)
+
+    def init(self, state: State) -> State:
+        return state
+
+    def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
+        moving = state.free & (step.s < step.t)
+        if self.final:
+            moving = moving & ~state.committed
+        index, info = select(moving), Info()
+        composed = self.site is not None or step.score_power is not None
+        awake = noise.uniform(WAKE, index) >= self._hold(state, step, index)
+        if self.decide_first and not composed:
+            index = index[awake]
+        if len(index) and (bool(awake.any()) or composed):
+            asked = ask(denoiser, self.process, state, step, noise, index)
+            symbols, info = self._composed(asked) if composed else self._drawn(asked)
+            tokens = (
+                state.tokens.reshape(-1).scatter(0, index, state.batch.ids(symbols, index)).view(state.tokens.shape)
+            )
+            state = state._replace(tokens=tokens)
+        return self._finish(state, step, moving, info)
+
+    def _finish(self, state: State, step: Step, moving: Tensor, info: Info) -> tuple[State, Info]:
+        arrived = moving & (step.s <= 0)
+        if self.final:
+            arrived = moving & (state.tokens != state.batch.layout.vocab.mask)
+        committed = state.committed | arrived
+        done = committed.sum() - state.committed.sum()
+        time = torch.where(moving, step.s, state.time)
+        return state._replace(committed=committed, time=time), info._replace(committed=done)
+
+    def _hold(self, state: State, step: Step, index: Tensor) -> Tensor:
+        x, t, s, alphabet = sites(state, step, index)
+        hold = self.process.hold(x, t, s, alphabet)
+        return hold if step.rate is None else (1 - step.rate * (1 - hold)).clamp(min=0)
+
+    def _drawn(self, asked: Asked) -> tuple[Tensor, Info]:
+        """x0 from the proposal, then the process's own step: nothing as wide as the vocabulary."""
+        state, step, index = asked.state, asked.step, asked.index
+        x, t, s, alphabet = sites(state, step, index)
+        clean = self.proposal.draw(asked.prediction, state, index, step, asked.noise)
+        x0 = state.batch.symbols(clean.tokens, index)
+        out = self.process.step(x, x0, t, s, asked.noise.uniform(WAKE, index), alphabet, step.rate)
+        return out, asked.info._replace(entropy=-clean.log_prob.mean(), ess=clean.ess)
+
+    def _composed(self, asked: Asked) -> tuple[Tensor, Info]:
+        """The one-site log law over all symbols, changed by `site`, drawn by inverse CDF."""
+        x, t, s, alphabet = sites(asked.state, asked.step, asked.index)
+        log_x0 = asked.prediction.log_probs(asked.index).double()
+        process = self.process.at(alphabet)
+        log_p = process.log_posterior(log_x0, x, t, s)
+        if asked.step.score_power is not None:
+            log_p = _powered(process, log_p, log_x0, x, t, asked.step.score_power)
+        if self.site is not None:
+            log_p = self.site(log_p, asked)
+        symbols = inverse_cdf((log_p - log_p.amax(-1, keepdim=True)).exp(), asked.noise.uniform(WAKE, asked.index))
+        entropy = -torch.where(log_x0 > float("-inf"), log_x0.exp() * log_x0, 0.0).sum(-1).mean()
+        return symbols, asked.info._replace(entropy=entropy)
+
+
+def sites(state: State, step: Step, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Any]:
+    """Symbols, t, s and alphabet at flat sites."""
+    x = state.batch.symbols(state.tokens.reshape(-1)[index], index)
+    t, s = (time.expand(state.tokens.shape).reshape(-1)[index] for time in (step.t, step.s))
+    return x, t, s, state.batch.sites(index)
+
+
+def _powered(process: Process, log_p: Tensor, log_x0: Tensor, x: Tensor, t: Tensor, power: float) -> Tensor:
+    """Leave with the concrete score raised to `power` (a temperature on rates and on where they lead, LSD's log-score)."""
+    score = process.to_score(process.cavity(log_x0, x, t), x, t)
+    away = torch.where(log_p > float("-inf"), log_p + (power - 1) * score, float("-inf"))
+    away = away.scatter(-1, x[:, None], float("-inf"))
+    total = away.logsumexp(-1, keepdim=True).clamp(max=0)  # the chance to leave cannot pass 1
+    away = away.log_softmax(-1) + total
+    return away.scatter(-1, x[:, None], torch.log1p(-total.exp()))

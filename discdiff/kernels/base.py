@@ -1,0 +1,98 @@
+"""The kernel contract, and what every kernel needs: the sites that may move, and a network call for their rows only."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from discdiff.denoisers import Prediction
+from discdiff.noise import PRIOR, Noise
+from discdiff.processes import Process
+from discdiff.types import Info, State, Step
+
+
+class Kernel(Protocol):
+    """One transition: `(denoiser, state, step, noise) -> (state, info)`.
+
+    process: whose prior starts a run; unbiased: with an exact denoiser it keeps the process's law (in the limit of many
+    steps); decide_first: who moves is known before the network is asked; final: committed tokens never move again;
+    reads: names of `Step` fields it obeys; `init(state)` adds its own per-row memory.
+    """
+
+    @property
+    def process(self) -> Process: ...
+
+    @property
+    def unbiased(self) -> bool: ...
+
+    @property
+    def decide_first(self) -> bool: ...
+
+    @property
+    def final(self) -> bool: ...
+
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+
+    def init(self, state: State) -> State: ...
+
+    def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]: ...
+
+
+def select(mask: Tensor) -> Tensor:
+    """Flat sites of a bool (batch, length): the one place where a step learns a count from the device."""
+    return mask.reshape(-1).nonzero()[:, 0]
+
+
+def prior_tokens(process: Process, state: State, noise: Noise) -> Tensor:
+    """Tokens with every free position drawn from the process's prior, (batch, length) global ids."""
+    symbols = process.prior(noise.uniform(PRIOR), state.batch.alphabet)
+    return torch.where(state.free, state.batch.ids(symbols), state.tokens)
+
+
+class Asked(NamedTuple):
+    """A network call for some rows: their state, step and noise, the prediction, and the sites in their numbering."""
+
+    prediction: Prediction
+    state: State
+    step: Step
+    noise: Noise
+    index: Tensor  # type: ignore[assignment]
+    info: Info
+
+
+def ask(denoiser: Any, process: Process, state: State, step: Step, noise: Noise, index: Tensor) -> Asked:
+    """Call the denoiser for the rows that own a site of `index` (n >= 1); cavity predictions become own ones."""
+    rows, length = state.tokens.shape
+    row = torch.div(index, length, rounding_mode="floor")
+    wanted = torch.zeros(rows, dtype=torch.bool, device=index.device)
+    wanted[row] = True
+    chosen = wanted.nonzero()[:, 0]
+    if len(chosen) < rows:
+        state, noise = state.rows(chosen), noise.rows(chosen)
+        step = step._replace(t=step.t[chosen], s=step.s[chosen])
+        index = (wanted.cumsum(0) - 1)[row] * length + index % length
+    prediction = denoiser(state, step)
+    if denoiser.kind == "cavity":
+        prediction = prediction.then(own_transform(process, state, step))
+    positions = len(chosen) * length
+    return Asked(prediction, state, step, noise, index, Info(1, len(chosen), len(index), positions))
+
+
+def own_transform(process: Process, state: State, step: Step) -> Any:
+    """Cavity to own: the logit of the present token rises by log q_t(x_t | x_t) / q_t(x_t | other)."""
+    symbols = state.batch.symbols(state.tokens).reshape(-1)
+    time = step.t.expand(state.tokens.shape).reshape(-1)
+
+    def transform(logits: Tensor, index: Tensor) -> Tensor:
+        x, alphabet = symbols[index], state.batch.sites(index)
+        shift = process.own_shift(x, time[index], alphabet).to(logits.dtype)
+        column = torch.arange(logits.shape[-1], device=logits.device)
+        here = column == x[:, None]
+        certain = torch.isinf(shift)[:, None]
+        tilted = logits + torch.where(here & ~certain, shift[:, None], 0.0)
+        return torch.where(certain, torch.where(here, 0.0, float("-inf")), tilted)
+
+    return transform

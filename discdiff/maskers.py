@@ -1,0 +1,128 @@
+"""Maskers: which positions a training sequence hides, and how much each hidden position counts.
+
+A masker is `(batch, noise, t) -> Masked`; t (batch,) is the row's stratified time in (0, 1). `Bernoulli` is the ELBO;
+the others train the same conditionals under another law of visible sets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from discdiff.layout import TokenBatch
+from discdiff.noise import CORRUPT, MASK, Noise
+from discdiff.schedules import CosineMD4, Linear, Schedule
+from discdiff.types import per_position
+
+
+class Masked(NamedTuple):
+    """hidden (batch, length) bool, weight (batch, length) float64 of the nats at hidden positions."""
+
+    hidden: Tensor
+    weight: Tensor
+
+
+class Masker(Protocol):
+    """Contract of a masker: hides free positions only."""
+
+    def __call__(self, batch: TokenBatch, noise: Noise, t: Tensor) -> Masked: ...
+
+
+def lowest(order: Tensor, count: Tensor, free: Tensor) -> Tensor:
+    """The `count` (batch,) free positions of lowest `order` in each row, bool (batch, length)."""
+    place = torch.where(free, order, torch.inf).argsort(dim=1, stable=True).argsort(1)
+    return free & (place < count[:, None])
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Each free position hidden with 1 - alpha(t), weight -alpha'/(1 - alpha): the NELBO of MDLM (arXiv 2406.07524)."""
+
+    schedule: Schedule = field(default_factory=Linear)
+
+    def __call__(self, batch: TokenBatch, noise: Noise, t: Tensor) -> Masked:
+        time = per_position(t, batch.tokens)
+        clean = self.schedule.alpha(time)
+        hidden = batch.free & (noise.uniform(CORRUPT) >= clean)
+        return Masked(hidden, (-self.schedule.dalpha(time) / (1 - clean)).expand(hidden.shape))
+
+
+@dataclass(frozen=True)
+class FixedCount:
+    """MaskGIT (arXiv 2202.04200): ceil((1 - alpha(t)) n) of n free positions, uniformly; weight 1, or n / count (`elbo`).
+
+    With `elbo` and a linear schedule this is the any-order autoregressive bound (RADD arXiv 2406.03736).
+    """
+
+    schedule: Schedule = field(default_factory=CosineMD4)
+    elbo: bool = False
+
+    def __call__(self, batch: TokenBatch, noise: Noise, t: Tensor) -> Masked:
+        free = batch.free
+        total = free.sum(1)
+        share = 1 - self.schedule.alpha(t.double())
+        count = torch.minimum((share * total - 1e-9).ceil().long().clamp(min=1), total)
+        hidden = lowest(noise.uniform(MASK), count, free)
+        weight = (total / count.clamp(min=1))[:, None].double() if self.elbo else torch.ones_like(share)[:, None]
+        return Masked(hidden, weight.expand(hidden.shape))
+
+
+@dataclass(frozen=True)
+class DepthSuffix:
+    """ResGen (arXiv 2412.10208): n = ceil((1 - alpha(t)) L D) units spread over L slots by the multivariate
+    hypergeometric law; of a slot's k_i units the k_i deepest levels are hidden. `depth` is D; weight 1.
+    """
+
+    depth: int = 4
+    schedule: Schedule = field(default_factory=CosineMD4)
+
+    def __call__(self, batch: TokenBatch, noise: Noise, t: Tensor) -> Masked:
+        free = batch.free
+        if free.shape[1] % self.depth:
+            raise ValueError(f"{free.shape[1]} positions are no multiple of depth {self.depth}")
+        total = free.sum(1)
+        count = torch.minimum(((1 - self.schedule.alpha(t.double())) * total - 1e-9).ceil().long(), total)
+        chosen = lowest(noise.uniform(MASK), count, free)  # a uniform subset of units has hypergeometric slot counts
+        k = rearrange(chosen, "b (n q) -> b n q", q=self.depth).sum(-1, keepdim=True)
+        level = torch.arange(self.depth, device=free.device)
+        hidden = rearrange(level >= self.depth - k, "b n q -> b (n q)") & free
+        return Masked(hidden, torch.ones(hidden.shape, dtype=torch.float64, device=free.device))
+
+
+@dataclass(frozen=True)
+class PerBlock:
+    """Block diffusion (arXiv 2503.09573): each block of `size` positions has its own time, stratified over the row."""
+
+    size: int = 16
+    schedule: Schedule = field(default_factory=Linear)
+
+    def __call__(self, batch: TokenBatch, noise: Noise, t: Tensor) -> Masked:
+        block = torch.div(batch.slot % batch.layout.sequence, self.size, rounding_mode="floor")
+        count = -(-batch.layout.sequence // self.size)
+        time = (
+            (t[:, None].double() + torch.frac(block * 0.6180339887498949)) % 1.0 if count > 1 else t[:, None].double()
+        )
+        time = time.clamp(min=1e-9)
+        clean = self.schedule.alpha(time)
+        hidden = batch.free & (noise.uniform(CORRUPT) >= clean)
+        return Masked(hidden, (-self.schedule.dalpha(time) / (1 - clean)).expand(hidden.shape))
+
+
+@dataclass(frozen=True)
+class Span:
+    """One contiguous span of a share 1 - alpha(t) of the free positions, for infilling; weight 1."""
+
+    schedule: Schedule = field(default_factory=Linear)
+
+    def __call__(self, batch: TokenBatch, noise: Noise, t: Tensor) -> Masked:
+        free = batch.free
+        total = free.sum(1)
+        count = torch.minimum(((1 - self.schedule.alpha(t.double())) * total - 1e-9).ceil().long().clamp(min=1), total)
+        start = (noise.row_uniform(MASK) * (total - count + 1)).long()
+        place = free.long().cumsum(1) - 1
+        hidden = free & (place >= start[:, None]) & (place < (start + count)[:, None])
+        return Masked(hidden, torch.ones(hidden.shape, dtype=torch.float64, device=free.device))

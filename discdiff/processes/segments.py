@@ -1,0 +1,70 @@
+"""PerSegment: a process of its own for each segment of a layout, itself a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from discdiff.processes.base import Process
+from discdiff.types import Alphabet
+
+
+@dataclass(frozen=True)
+class PerSegment(Process):
+    """`PerSegment({"image": Uniform(), "caption": Absorbing()})`: each position follows its segment's process.
+
+    The segment of a position comes with the `Alphabet` at each call. Raises ValueError for a segment it does not name.
+    """
+
+    parts: Mapping[str, Process] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("PerSegment needs at least one segment: PerSegment({'name': process})")
+
+    def _merge(self, alphabet: int | Alphabet, part: Callable[[Process], Tensor]) -> Tensor:
+        if not isinstance(alphabet, Alphabet):
+            raise ValueError("PerSegment must know the segments: pass the layout's Alphabet, not a bare size")
+        out: Any = None
+        for name, process in self.parts.items():
+            if name not in alphabet.names:
+                raise ValueError(f"PerSegment names {name!r}, the layout has {', '.join(alphabet.names)}")
+            value = part(process)
+            here = torch.as_tensor(alphabet.segment, device=value.device) == alphabet.names.index(name)
+            out = value if out is None else torch.where(_match(here, value), value, out)
+        return out
+
+    def require(self, names: tuple[str, ...]) -> None:
+        missing = [name for name in names if name not in self.parts]
+        if missing:
+            raise ValueError(f"no process for segments {missing}: PerSegment has {', '.join(self.parts)}")
+
+    def at(self, alphabet: int | Alphabet) -> Process:
+        if not isinstance(alphabet, Alphabet):
+            raise ValueError("PerSegment must know the segments: pass the layout's Alphabet, not a bare size")
+        number = int(torch.as_tensor(alphabet.segment).reshape(-1)[0])
+        self.require((alphabet.names[number],))
+        return self.parts[alphabet.names[number]]
+
+    def prior(self, uniform: Tensor, alphabet: int | Alphabet) -> Tensor:
+        return self._merge(alphabet, lambda p: p.prior(uniform, alphabet))
+
+    def corrupt(self, x0: Tensor, t: float | Tensor, uniform: Tensor, alphabet: int | Alphabet) -> Tensor:
+        return self._merge(alphabet, lambda p: p.corrupt(x0, t, uniform, alphabet))
+
+    def hold(self, x: Tensor, t: float | Tensor, s: float | Tensor, alphabet: int | Alphabet) -> Tensor:
+        return self._merge(alphabet, lambda p: p.hold(x, t, s, alphabet))
+
+    def step(self, x, x0, t, s, uniform, alphabet, rate=None) -> Tensor:
+        return self._merge(alphabet, lambda p: p.step(x, x0, t, s, uniform, alphabet, rate))
+
+    def own_shift(self, x: Tensor, t: float | Tensor, alphabet: int | Alphabet) -> Tensor:
+        return self._merge(alphabet, lambda p: p.own_shift(x, t, alphabet))
+
+
+def _match(here: Tensor, value: Tensor) -> Tensor:
+    return here.reshape(*here.shape, *[1] * (value.ndim - here.ndim)) if here.ndim < value.ndim else here

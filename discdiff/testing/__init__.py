@@ -1,0 +1,5 @@
+"""Laws and conformance checks that a user can run on parts of their own."""
+
+from discdiff.testing.toy import Toy, check_kernel, noise_floor, total_variation, toy
+
+__all__ = ["Toy", "check_kernel", "noise_floor", "total_variation", "toy"]

@@ -1,0 +1,1 @@
+"""Worked tasks on top of discdiff, run from the repository: `python -m tasks.NAME train|sample|evaluate`."""

@@ -1,0 +1,1 @@
+"""Text: tokenizers, a memory-mapped corpus packed into rows, and measures of sample quality."""

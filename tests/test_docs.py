@@ -1,0 +1,90 @@
+"""What the documents show is true: Python blocks of README.md and docs/*.md run, examples run, named parts exist."""
+
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def script(text: str) -> str:
+    """The ```python blocks of a Markdown text as one program; lines keep their numbers, so tracebacks point there."""
+    lines, fence = [], None
+    for line in text.splitlines():
+        bare = line.strip()
+        if fence is None and (match := re.match(r"(\s*)(`{3,}|~{3,})\s*(\w*)", line)):
+            fence, indent, runs = match[2], len(match[1]), match[3] == "python"
+            lines.append("")
+        elif fence is not None and bare.startswith(fence) and not bare.strip(fence[0]):
+            fence = None
+            lines.append("")
+        else:
+            lines.append(line[indent:] if fence is not None and runs else "")
+    if fence is not None:
+        raise ValueError("a fenced block is never closed")
+    return "\n".join(lines) + "\n"
+
+
+def run(path: Path, folder: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+    """The file run on one thread in a folder of its own."""
+    return subprocess.run(
+        [sys.executable, str(path)], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=seconds
+    )
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name leads to a module or to something in one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+DOCUMENTS = [
+    path
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    if path.exists() and "```python" in path.read_text()
+]
+
+
+def test_script_keeps_lines_and_leaves_the_rest():
+    text = "text\n```python\na = 1\n```\n```bash\nls\n```\n- item\n  ```python\n  if a:\n      b = 2\n  ```\n"
+    assert script(text).splitlines() == ["", "", "a = 1", "", "", "", "", "", "", "if a:", "    b = 2", ""]
+    with pytest.raises(ValueError, match="never closed"):
+        script("```python\na = 1\n")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_document_blocks_run(document, tmp_path):
+    program = tmp_path / f"{document.stem}.py"
+    program.write_text(script(document.read_text(encoding="utf-8")), encoding="utf-8")
+    done = run(program, tmp_path, 240)
+    assert done.returncode == 0, f"{document.name} (same line numbers):\n{done.stderr}"
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_example_runs(example, tmp_path):
+    assert len(example.read_text(encoding="utf-8").splitlines()) < 60, f"{example.name}: keep an example under 60 lines"
+    done = run(example, tmp_path, 60)
+    assert done.returncode == 0, f"{example.name}:\n{done.stderr}"
+
+
+def test_papers_name_parts_that_exist():
+    rows = [row for row in (ROOT / "docs" / "papers.md").read_text(encoding="utf-8").splitlines() if row[:2] == "| "]
+    names = {name for row in rows if "planned" not in row for name in re.findall(r"`(discdiff(?:\.\w+)+)`", row)}
+    assert names
+    missing = [name for name in sorted(names) if not resolves(name)]
+    assert not missing, f"docs/papers.md names what cannot be imported: {missing}; correct the row, or say 'planned'"
