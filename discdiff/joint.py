@@ -31,13 +31,18 @@ class _Once:
         return self
 
 
+def _changed(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """What a kernel replaced: entries that are no longer the same object."""
+    return {name: value for name, value in new.items() if value is not old.get(name)}
+
+
 @dataclass(frozen=True)
 class Joint:
     """`Joint((kernel, ...))`: the network is asked once, every kernel steps from the same state, and their changes are
-    put together: tokens from the kernel that moves tokens, each latent from the kernel that moves it.
+    put together: tokens from the kernel that moves tokens, each latent and memory from the kernel that moves it.
 
-    A kernel for latents returns the state with `latents` replaced; what it needs of the network it finds in
-    `prediction` under the name its denoiser gave it. Raises ValueError for an empty tuple.
+    A kernel for latents returns the state with `latents` replaced; what the network says of them is in the prediction's
+    own `latents`. Raises ValueError for an empty tuple.
     """
 
     kernels: tuple[Kernel, ...]
@@ -73,10 +78,11 @@ class Joint:
         merged, total = state, Info()
         for i, kernel in enumerate(self.kernels):
             moved, info = kernel(once, here, step, noise.child(i))
-            changed = {name: value for name, value in moved.latents.items() if value is not here.latents.get(name)}
-            if moved.tokens is not here.tokens:
-                merged = merged._replace(tokens=moved.tokens, committed=moved.committed, time=moved.time)
-            merged = merged._replace(latents={**merged.latents, **changed}, memory={**merged.memory, **moved.memory})
+            stores = {
+                name: {**getattr(merged, name), **_changed(getattr(moved, name), getattr(here, name))}
+                for name in ("latents", "memory")
+            }
+            merged = merged._replace(**{**_changed(moved._asdict(), here._asdict()), **stores})
             total = total.merge(info._replace(nfe=0, network_rows=0, fed=0))
         shape = state.tokens.shape
         return merged, total._replace(nfe=1, network_rows=shape[0], fed=shape.numel())

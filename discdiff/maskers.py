@@ -126,3 +126,37 @@ class Span:
         place = free.long().cumsum(1) - 1
         hidden = free & (place >= start[:, None]) & (place < (start + count)[:, None])
         return Masked(hidden, torch.ones(hidden.shape, dtype=torch.float64, device=free.device))
+
+
+@dataclass(frozen=True)
+class Independent:
+    """Every noised segment hides its own uniformly drawn count of n positions, weight n / count: all conditionals between
+    segments are learned, each by its exact any-order bound (UniDiffuser arXiv 2303.06555, for masks).
+
+    With chance `conditional` only one segment, drawn evenly, is hidden and the others are given whole.
+    """
+
+    conditional: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.conditional <= 1:
+            raise ValueError(f"conditional {self.conditional} is a chance: it must lie in [0, 1]")
+
+    def __call__(self, batch: TokenBatch, noise: Noise, t: Tensor) -> Masked:
+        layout = batch.layout
+        segment = layout.tables(batch.tokens.device).segment[batch.slot]
+        noised = [i for i, s in enumerate(layout.segments) if s.noised]
+        alone = noise.row_uniform(MASK) < self.conditional
+        chosen = (noise.child(0).row_uniform(MASK) * len(noised)).long()
+        order, hidden = noise.uniform(MASK), torch.zeros_like(batch.free)
+        weight = torch.ones(hidden.shape, dtype=torch.float64, device=hidden.device)
+        for place, number in enumerate(noised):
+            free = batch.free & (segment == number)
+            total = free.sum(1)
+            # the shared stratified time, turned by an offset of the segment's own
+            share = t.double() if place == 0 else (t.double() + noise.child(1 + place).row_uniform(MASK)) % 1.0
+            count = torch.minimum((share * total).floor().long() + 1, total)
+            here = lowest(order, count, free) & ~(alone & (chosen != place))[:, None]
+            hidden |= here
+            weight = torch.where(here, (total / count.clamp(min=1))[:, None].double(), weight)
+        return Masked(hidden, weight)

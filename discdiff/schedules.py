@@ -33,6 +33,8 @@ class Schedule:
             )
         if bool((a.diff() > 0).any()) or float(a[0]) <= float(a[-1]):
             raise ValueError(f"{self}: alpha must fall from t=0 to t=1, it goes from {a[0]:.4g} to {a[-1]:.4g}")
+        if not bool((self.alpha(self.t_of_alpha(a)) - a).abs().max() < 1e-6):
+            raise ValueError(f"{self}: t_of_alpha is not the inverse of alpha; correct one of the two")
 
     def alpha(self, t: float | Tensor) -> Tensor:
         """Chance that a token is still clean at time t; any shape, float64."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from discdiff.denoisers import STATISTICS, Drawn
@@ -96,10 +95,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class DepthPrefix:
-    """A score under which no level of a slot comes before its parents: the running minimum along depth (ResGen)."""
+    """A score under which no level of a slot comes before its parents: the running minimum along depth (ResGen).
+
+    How deep the slots are is the layout's business; segments of different depth may share a row.
+    """
 
     inner: Any = field(default_factory=lambda: Sure("confidence"))
-    depth: int = 4
 
     @property
     def statistic(self) -> str | None:
@@ -110,12 +111,14 @@ class DepthPrefix:
         return self.inner.peeks
 
     def __call__(self, state: State, index: Tensor, drawn: Drawn | None, noise: Noise) -> Tensor:
-        table = self.inner(state, index, drawn, noise)
-        if table.shape[1] % self.depth:
-            raise ValueError(f"{table.shape[1]} positions are no multiple of depth {self.depth}")
-        settled = torch.where(state.committed, torch.inf, table)
-        least = rearrange(settled, "b (n q) -> b n q", q=self.depth).cummin(-1).values
-        return torch.where(state.committed, NEG_INF, rearrange(least, "b n q -> b (n q)"))
+        least = torch.where(state.committed, torch.inf, self.inner(state, index, drawn, noise))
+        layout = state.batch.layout
+        depth = layout.tables(least.device).depth[state.batch.slot]
+        for level in range(1, max(map(layout.depth, layout.segments))):
+            least = torch.where(
+                depth == level, torch.minimum(least, least.roll(1, 1)), least
+            )  # parents come just before
+        return torch.where(state.committed, NEG_INF, least)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ class State(NamedTuple):
         """Positions a kernel may move: valid, noisable and not given. Bool (batch, length)."""
         return self.valid & self.batch.noisable & ~self.given
 
+    def close(self, where: Tensor) -> State:
+        """Positions that turn out not to exist (after an end token), bool (batch, length): padding from now on."""
+        tokens = torch.where(where, self.batch.layout.vocab.pad, self.tokens)
+        return self._replace(tokens=tokens, valid=self.valid & ~where, batch=self.batch._replace(unrestricted=False))
+
     def rows(self, index: Tensor) -> State:
         """The state of the rows `index`."""
         return self._each(lambda x: x[index], self.batch.rows(index))

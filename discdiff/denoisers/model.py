@@ -80,9 +80,12 @@ class ModelDenoiser:
 
 @dataclass(frozen=True)
 class FunctionDenoiser:
-    """A function `(state, step) -> logits (batch, length, K)` as a denoiser: for tables, toys and models of your own."""
+    """A function `(state, step) -> logits (batch, length, K)` as a denoiser: for tables, toys and models of your own.
 
-    function: Callable[[State, Step], Tensor]
+    The function may also return a `Prediction`, or anything else with its methods.
+    """
+
+    function: Callable[[State, Step], Tensor | Prediction]
     kind: str = "own"
     needs_time: bool = False
     reads: tuple[str, ...] = ()
@@ -94,4 +97,7 @@ class FunctionDenoiser:
         return self
 
     def __call__(self, state: State, step: Step) -> Prediction:
-        return table(state.batch._replace(tokens=state.tokens), self.function(state, step))
+        out = self.function(state, step)
+        if not isinstance(out, Tensor):
+            return out
+        return table(state.batch._replace(tokens=state.tokens, valid=state.valid), out)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,11 +27,13 @@ class Prediction:
 
     Sites are flat, row * length + column, and must be noisable. `draw` and `rank` need no table at all; `log_probs`
     gives one for sites of one alphabet. Committed tokens are never carried over here (`Process.own` does that).
+    latents: predictions of the state's clean latents by name, (batch, ...), from a network that has them.
     """
 
     batch: TokenBatch
     logits: Logits
     transforms: tuple[Transform, ...] = ()
+    latents: Mapping[str, Tensor] = field(default_factory=dict)
 
     def then(self, transform: Transform) -> Prediction:
         """The prediction with one more transform of its logits."""
@@ -45,7 +47,10 @@ class Prediction:
             return index[torch.div(sites, length, rounding_mode="floor")] * length + sites % length
 
         moved = tuple(lambda x, sites, f=f: f(x, back(sites)) for f in self.transforms)
-        return Prediction(self.batch.rows(index), lambda sites, number: self.logits(back(sites), number), moved)
+        latents = {name: x[index] for name, x in self.latents.items()}
+        return Prediction(
+            self.batch.rows(index), lambda sites, number: self.logits(back(sites), number), moved, latents
+        )
 
     def draw(self, index: Tensor, noise: Noise, stream: int = TOKEN, statistic: str | None = None) -> Drawn:
         """Tokens (global ids) drawn at the sites `index` (n,), their log probability, and a statistic if asked."""

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from discdiff.denoisers import inverse_cdf
 from discdiff.kernels.base import Asked, ask, select
+from discdiff.layout import TokenBatch
 from discdiff.noise import WAKE, Noise
 from discdiff.processes import Absorbing, Process
 from discdiff.proposals import Factorised, Proposal
 from discdiff.types import Info, State, Step
+
+NEG_INF = float("-inf")
 
 Site = Callable[[Tensor, Asked], Tensor]
 """(composed one-site log law (n, K + 1), what was asked) -> log law (n, K + 1), not normalised."""
@@ -92,17 +95,27 @@ class Ancestral:
 
     def _composed(self, asked: Asked) -> tuple[Tensor, Info]:
         """The one-site log law over all symbols, changed by `site`, drawn by inverse CDF."""
+        symbols = torch.empty_like(asked.index)
+        entropy = torch.empty_like(asked.step.t.reshape(-1)[asked.index])
+        for places in _alike(asked.state.batch, asked.index):
+            symbols[places], entropy[places] = self._composed_alike(asked._replace(index=asked.index[places]))
+        return symbols, asked.info._replace(entropy=entropy.mean())
+
+    def _composed_alike(self, asked: Asked) -> tuple[Tensor, Tensor]:
         x, t, s, alphabet = sites(asked.state, asked.step, asked.index)
         log_x0 = asked.prediction.log_probs(asked.index).double()
         process = self.process.at(alphabet)
         log_p = process.log_posterior(log_x0, x, t, s)
         if asked.step.score_power is not None:
-            log_p = _powered(process, log_p, log_x0, x, t, asked.step.score_power)
+            early = t.clamp(max=1 - 1e-5)  # at t = 1 an absorbing score is 0; SEDD stops at 1 - 1e-5 too
+            score = process.to_score(process.cavity(log_x0, x, early), x, early)
+            log_p = _leaving(log_p, x, (asked.step.score_power - 1) * score)
+        if asked.step.rate is not None:
+            log_p = _leaving(log_p, x, torch.full_like(log_p, asked.step.rate).log())
         if self.site is not None:
             log_p = self.site(log_p, asked)
         symbols = inverse_cdf((log_p - log_p.amax(-1, keepdim=True)).exp(), asked.noise.uniform(WAKE, asked.index))
-        entropy = -torch.where(log_x0 > float("-inf"), log_x0.exp() * log_x0, 0.0).sum(-1).mean()
-        return symbols, asked.info._replace(entropy=entropy)
+        return symbols, -torch.where(log_x0 > NEG_INF, log_x0.exp() * log_x0, 0.0).sum(-1)
 
 
 def sites(state: State, step: Step, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Any]:
@@ -112,11 +125,20 @@ def sites(state: State, step: Step, index: Tensor) -> tuple[Tensor, Tensor, Tens
     return x, t, s, state.batch.sites(index)
 
 
-def _powered(process: Process, log_p: Tensor, log_x0: Tensor, x: Tensor, t: Tensor, power: float) -> Tensor:
-    """Leave with the concrete score raised to `power` (a temperature on rates and on where they lead, LSD's log-score)."""
-    score = process.to_score(process.cavity(log_x0, x, t), x, t)
-    away = torch.where(log_p > float("-inf"), log_p + (power - 1) * score, float("-inf"))
-    away = away.scatter(-1, x[:, None], float("-inf"))
-    total = away.logsumexp(-1, keepdim=True).clamp(max=0)  # the chance to leave cannot pass 1
-    away = away.log_softmax(-1) + total
-    return away.scatter(-1, x[:, None], torch.log1p(-total.exp()))
+def _alike(batch: TokenBatch, index: Tensor) -> list[Tensor]:
+    """Places in `index` (n,) grouped by segment and legal ids, so that each group has one law table."""
+    tables = batch.layout.tables(index.device)
+    kind = tables.segment * len(batch.layout.alphabets) + tables.alphabet
+    kinds, here = kind[tables.noised].unique(), kind[batch.slot.reshape(-1)[index]]
+    groups = [(here == k).nonzero()[:, 0] for k in kinds]
+    return [places for places in groups if len(places)]
+
+
+def _leaving(log_p: Tensor, x: Tensor, shift: Tensor) -> Tensor:
+    """The law with `shift` added to the logs of all moves away from x, staying being the rest: shift log r scales the
+    chance to leave; (power - 1) * score raises the concrete score to a power, LSD's log-score.
+    """
+    away = torch.where(log_p > NEG_INF, log_p + shift, NEG_INF).scatter(-1, x[:, None], NEG_INF)
+    total = away.logsumexp(-1, keepdim=True)
+    away = torch.where(total > 0, away - total, away)  # the chance to leave cannot pass 1
+    return away.scatter(-1, x[:, None], torch.log1p(-total.clamp(max=0).exp()))

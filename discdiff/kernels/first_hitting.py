@@ -18,8 +18,8 @@ from discdiff.types import Info, State, Step
 class FirstHitting:
     """With n masked positions the next reveal happens at 1 - alpha(tau) = (1 - alpha(t)) U^(1/n), at a uniform position.
 
-    One network call per token and none wasted; exact for any length (arXiv 2409.02908). A grid only says how many
-    reveals at most: give as many steps as free positions.
+    One network call per token and none wasted; exact for any length (arXiv 2409.02908) if the grid has as many steps as
+    free positions, else the last step reveals what is left. A position waits until its clock has started.
     """
 
     process: Absorbing = field(default_factory=Absorbing)
@@ -39,13 +39,13 @@ class FirstHitting:
         return state
 
     def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
-        hidden = state.free & ~state.committed
+        hidden = state.free & ~state.committed & (step.s < 1)
         left = hidden.sum(1, keepdim=True)
         schedule = self.process.schedule
         reach = (1 - schedule.alpha(state.time)) * noise.row_uniform(TIME)[:, None] ** (1 / left.clamp(min=1))
         time = torch.where(hidden, schedule.t_of_alpha(1 - reach), state.time)
         order = torch.where(hidden, noise.uniform(ORDER), torch.inf)
-        first = torch.zeros_like(hidden).scatter(1, order.argmin(1, keepdim=True), True) & hidden
+        first = (torch.zeros_like(hidden).scatter(1, order.argmin(1, keepdim=True), True) | (step.s <= 0)) & hidden
         index = select(first)
         if not len(index):
             return state, Info()

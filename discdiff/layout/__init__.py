@@ -5,8 +5,12 @@ from discdiff.layout.batch import TokenBatch, make_batch, pack
 from discdiff.layout.layout import ATTENTION, Layout, Segment, Tables
 from discdiff.layout.vocab import Modality, VocabLayout
 
+LAYOUTS: dict[str, type] = {kind.__name__: kind for kind in (Layout, Modality, Segment, VocabLayout)}
+"""What `discdiff.config.from_dict` needs to rebuild a saved layout."""
+
 __all__ = [
     "ATTENTION",
+    "LAYOUTS",
     "Layout",
     "Modality",
     "Segment",

@@ -143,6 +143,11 @@ class Layout:
         return tuple(int(i) for i in tables.alphabet[tables.noised].unique())
 
     @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The distinct numbers of legal symbols."""
+        return tuple(int(n) for n in self.tables().size.unique())
+
+    @cached_property
     def pools(self) -> tuple[int, ...]:
         """Numbers of the modalities that noised segments belong to."""
         tables = self.tables()

@@ -104,7 +104,9 @@ class Process:
         """log q_t(. | p0) = log(a_t p0 + b_t) over all S states, `(..., K) -> (..., K + 1)`."""
         now = _columns(self.marginal(as_time(t, log_x0[..., 0]), log_x0.shape[-1]), log_x0)
         p = log_x0.exp()
-        return torch.cat([now.keep * p + now.token, (p.sum(-1, keepdim=True) * now.mask)], -1).log()
+        # the mask's column apart: the gradient of log(0 * sum p) would be nan where nothing is masked
+        mask = now.mask.log() + log_x0.logsumexp(-1, keepdim=True)
+        return torch.cat([(now.keep * p + now.token).log(), mask], -1)
 
     # -- the reverse step -------------------------------------------------------------------------------------------
 
@@ -172,7 +174,7 @@ class Process:
         symbol = symbol + (~same & ~is_mask & (symbol >= high))
         out = torch.where(u < go + mask, size, symbol)
         # rounding must not send a position to an impossible place: without noise on tokens x0 is the only way out
-        only_x0 = (parts.others == 0) & (parts.to_mask == 0) | (others <= 0)
+        only_x0 = (parts.to_mask == 0) & ((parts.others == 0) | (others <= 0))
         out = torch.where((u < go) | (only_x0 & ~same), x0, out)
         return torch.where((u < 0) | (only_x0 & same), x, out)
 
@@ -234,7 +236,7 @@ class Process:
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def loss(self, log_x0: Tensor, x0: Tensor, x: Tensor, t: float | Tensor, kind: str = "cavity") -> Tensor:
-        """Continuous-time NELBO density in nats per unit time, `(..., K), (...) -> (...)`; its mean over t and x_t is the bound.
+        """Continuous-time NELBO density in nats per unit time, `(..., K), (...) -> (...)`; its mean is the bound.
 
         sum_{y != x_t} Q_t(y -> x_t) [rhat_y - r_y log rhat_y + r_y log r_y - r_y], r = q(y|x0)/q(x_t|x0), rhat from the
         prediction: one expression for every family (score entropy, arXiv 2310.16834; GIDD 2503.04482).
@@ -275,7 +277,7 @@ class Process:
         now = self.marginal(torch.tensor(t, dtype=torch.float64), size)
         prior = now.keep / size + now.token
         high, low = now.keep + now.token, now.token
-        return torch.xlogy(high, high / prior) + (size - 1) * torch.xlogy(low, low / prior)
+        return torch.xlogy(high, ratio(high, prior)) + (size - 1) * torch.xlogy(low, ratio(low, prior))
 
     def reconstruction(self, log_x0: Tensor, x0: Tensor, x: Tensor, t: float | Tensor, kind: str = "cavity") -> Tensor:
         """-log p(x0 | x_t) at the smallest time in nats, `(..., K) -> (...)`: 0 where the schedule starts clean."""
@@ -296,7 +298,7 @@ class Process:
             ]
             if float(min(noise)) < -1e-12:
                 raise ValueError(
-                    f"{self} is no valid process: with {size} symbols a step has the negative probability {float(min(noise)):.2e}; "
+                    f"{self} is no valid process: with {size} symbols a step has probability {float(min(noise)):.2e}; "
                     "choose a schedule whose noise never shrinks faster than the signal"
                 )
 

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from discdiff.processes.base import Process, as_time
+from discdiff.processes.base import Process, as_time, ratio
 from discdiff.types import Alphabet
 
 
@@ -139,7 +139,7 @@ class Dense(Process):
     def prior_kl(self, size: int = 0, t: float = 1.0) -> Tensor:
         """KL(q_1(. | x0) || mean over x0 of q_1) in nats, `(K,)`: one value per x0."""
         q = self.cumulative[-1][: self.size]
-        return torch.xlogy(q, q / q.mean(0)).sum(-1)
+        return torch.xlogy(q, ratio(q, q.mean(0))).sum(-1)
 
 
 def _inverse_cdf(p: Tensor, uniform: Tensor) -> Tensor:

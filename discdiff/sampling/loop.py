@@ -80,6 +80,8 @@ def _check(denoiser: Any, kernel: Kernel, batch: TokenBatch, grid: Grid) -> None
     if not noised or not bool(batch.free.any()):
         raise ValueError("nothing to sample: every position is given, invalid or not noised")
     kernel.process.require(noised)
+    if grid.times[0] != 1:
+        raise ValueError(f"the grid starts at time {grid.times[0]}, a run starts from the prior: at time 1")
     readers = (*denoiser.reads, *kernel.reads)
     unread = [name for name in grid.used if name not in readers]
     if unread:

@@ -12,7 +12,7 @@ from torch import Tensor
 from discdiff.denoisers import FunctionDenoiser
 from discdiff.layout import Layout, Segment, TokenBatch, VocabLayout, make_batch
 from discdiff.processes import Process
-from discdiff.types import State, Step
+from discdiff.types import Alphabet, State, Step
 
 SYMBOLS, LENGTH = 3, 4
 
@@ -90,6 +90,7 @@ class Toy:
 
     def denoiser(self, process: Process, kind: str = "own") -> FunctionDenoiser:
         """The Bayes-exact denoiser under a process."""
+        process = process.at(Alphabet(self.symbols, 0, self.layout.names))
 
         def function(state: State, step: Step) -> Tensor:
             x = state.batch.symbols(state.tokens)

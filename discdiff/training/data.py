@@ -47,18 +47,15 @@ def keyed_times(seed: int, epoch: Tensor, rank: Tensor) -> Tensor:
 class KeyedSampler(Sampler[list[Key]]):
     """Batches of (epoch, rank in the epoch, index) for one process, from place `start` up to place `stop`.
 
-    batch: rows per part and process; whole: rows per optimizer step over all processes. drop_last shortens the epoch to
-    whole batches. The length counts from place 0 for every `start`, which is how `Trainer` counts steps.
-    Raises ValueError for a data set that fills no batch.
+    rows: of the data set; epoch_rows: how many of them an epoch uses; batch: rows per part and process. The length counts
+    from place 0 whatever `start` is, which is how `Trainer` counts steps.
     """
 
     def __init__(
-        self, rows: int, seed: int, batch: int, whole: int, stop: int, *, drop_last: bool = True, start: int = 0,
-        world: int = 1, process: int = 0,
+        self, rows: int, epoch_rows: int, seed: int, batch: int, stop: int, *, start: int = 0, world: int = 1, process: int = 0
     ) -> None:  # fmt: skip
-        self.rows, self.seed, self.batch, self.start, self.stop = rows, seed, batch, start, stop
-        self.world, self.process = world, process
-        self.epoch_rows = epoch_rows(rows, whole, drop_last)
+        self.rows, self.epoch_rows, self.seed, self.batch = rows, epoch_rows, seed, batch
+        self.stop, self.start, self.world, self.process = stop, start, world, process
 
     def __len__(self) -> int:
         return self.stop // (self.batch * self.world)
@@ -76,7 +73,7 @@ class KeyedSampler(Sampler[list[Key]]):
 
 
 def epoch_rows(rows: int, whole: int, drop_last: bool) -> int:
-    """Rows of an epoch that are seen. Raises ValueError where that is none."""
+    """Rows that an epoch uses: with `drop_last`, as many as fill whole batches. Raises ValueError where that is none."""
     used = rows - rows % whole if drop_last else rows
     if used < 1:
         raise ValueError(
@@ -128,14 +125,14 @@ class KeyedStream(IterableDataset[dict[str, Any]]):
                 yield {**item, "epoch": epoch, "rank": int(item["id"])}
 
     def _passes(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        epoch, seen = 0, -1
-        while seen:
+        epoch, empty = 0, False
+        while not empty:
             if hasattr(self.source, "set_epoch"):
                 self.source.set_epoch(epoch)
-            seen = 0
+            empty = True
             for item in self.source:
                 yield epoch, item
-                seen += 1
+                empty = False
             epoch += 1
         raise ValueError(f"the stream gave nothing in pass {epoch - 1}: it must be possible to iterate it again")
 

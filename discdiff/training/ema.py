@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from discdiff.training.states import placed
+
 
 class EMA:
     """m <- d m + (1 - d) w with d = min(decay, (1 + n) / (10 + n)) after step n = 0, 1, ..., kept in float32 or wider.
@@ -38,7 +40,7 @@ class EMA:
                 raise ValueError(
                     f"stored average {name} is {tuple(x.shape)}, the weight {tuple(self.mean[name].shape)}"
                 )
-            self.mean[name].copy_(x)
+            self.mean[name].copy_(placed(x, self.mean[name]))
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:

@@ -1,0 +1,140 @@
+"""Command lines: flags derived from the fields of frozen dataclasses, errors in one line, and the `discdiff` command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from discdiff.config import build
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest flag when one is unknown."""
+
+    def parse_known(self, argv: Sequence[str]) -> argparse.Namespace:
+        found, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+            self.error(f"unknown argument {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
+        return found
+
+
+def parse(
+    prog: str, argv: Sequence[str], sections: Mapping[str, type], positional: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Build one instance of every section (a frozen dataclass) from `--field value` flags, plus the positionals.
+
+    A field of two sections is prefixed, `--section.field`. Flags left out keep the field's default; impossible values
+    are the dataclass's own ValueError.
+    """
+    parser = _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for name in positional:
+        parser.add_argument(name)
+    names = [f.name for kind in sections.values() for f in dataclasses.fields(kind)]
+    targets: dict[str, tuple[str, str]] = {}
+    for section, kind in sections.items():
+        group = parser.add_argument_group(section, (kind.__doc__ or "").split("\n")[0])
+        hints = typing.get_type_hints(kind)
+        for f in dataclasses.fields(kind):
+            flag = f.name if names.count(f.name) == 1 else f"{section}.{f.name}"
+            dest = flag.replace(".", "__")
+            targets[dest] = (section, f.name)
+            options = list(dict.fromkeys((f"--{flag}", f"--{flag.replace('_', '-')}")))
+            default = argparse.SUPPRESS
+            what = f"default {f.default!r}" if f.default is not dataclasses.MISSING else "see the documentation"
+            group.add_argument(*options, dest=dest, type=_reader(hints[f.name]), default=default, metavar="X", help=what)
+    found = vars(parser.parse_known(argv))
+    values: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    for dest, value in found.items():
+        if dest in targets:
+            section, name = targets[dest]
+            values[section][name] = value
+    built = {section: build(kind, values[section]) for section, kind in sections.items()}
+    return {**built, **{name: found[name] for name in positional}}
+
+
+def _reader(hint: Any) -> Callable[[str], Any]:
+    """A reader of one flag's text for a field's type."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    plain = [kind for kind in options if kind is not type(None)]
+
+    def read(text: str) -> Any:
+        if text.lower() == "none" and type(None) in options:
+            return None
+        for kind in plain:
+            origin = typing.get_origin(kind)
+            if kind is bool and text.lower() in ("true", "false", "1", "0", "yes", "no"):
+                return text.lower() in ("true", "1", "yes")
+            if origin is tuple or kind is tuple:
+                item = (typing.get_args(kind) or (str,))[0]
+                return tuple(item(part) for part in text.split(",") if part)
+            if kind in (int, float, str):
+                try:
+                    return kind(text)
+                except ValueError:
+                    continue
+        raise argparse.ArgumentTypeError(f"{text!r} is no {' or '.join(getattr(k, '__name__', str(k)) for k in plain)}")
+
+    return read
+
+
+def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command: a wrong value, a missing file or a full disk is one line and exit code 2, not a traceback."""
+    try:
+        main(list(sys.argv[1:] if argv is None else argv))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def commands(prog: str, table: Mapping[str, Callable[[Sequence[str]], None]]) -> Callable[[Sequence[str]], None]:
+    """A command with sub-commands."""
+
+    def main(argv: Sequence[str]) -> None:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(f"usage: {prog} {{{','.join(table)}}} ...; add --help for the flags of one")
+            return
+        if argv[0] not in table:
+            near = difflib.get_close_matches(argv[0], table, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown command {argv[0]!r}{hint} Known: {', '.join(table)}")
+        table[argv[0]](argv[1:])
+
+    return main
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoSettings:
+    """No settings."""
+
+
+def _info(argv: Sequence[str]) -> None:
+    """Print what a saved model is: sizes, vocabulary, layout and process."""
+    folder = parse("discdiff info", argv, {"": _NoSettings}, ("folder",))["folder"]
+    from discdiff.models import DiscDiffModel
+
+    model = DiscDiffModel.from_pretrained(folder)
+    config = model.config.to_diff_dict()
+    config["parameters"] = sum(p.numel() for p in model.parameters())
+    print(json.dumps(config, indent=2, default=str))
+
+
+def main() -> int:
+    """Entry point of the `discdiff` command."""
+    return guarded(commands("discdiff", {"info": _info}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

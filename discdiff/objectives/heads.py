@@ -1,0 +1,82 @@
+"""From hidden states to nats, at chosen positions only and over their legal ids only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from discdiff.layout import TokenBatch
+from discdiff.objectives.linear_cross_entropy import linear_cross_entropy
+from discdiff.processes import Process
+
+_CHUNK_BYTES = 64 << 20
+
+Part = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""(hidden (n, width), head (K, width), sites (n,), alphabet) -> (loss scalar, weighted nats (n,))."""
+
+
+def gather(
+    model: Any, hidden: Tensor, batch: TokenBatch, sites: Tensor, shift: bool, part: Part
+) -> tuple[Tensor, Tensor]:
+    """Sum of `part` over the bool `sites` (batch, length), one alphabet at a time: loss scalar and nats of each row."""
+    rows, length = batch.tokens.shape
+    loss: Tensor = hidden.sum() * 0.0  # keeps the graph of a batch in which nothing is hidden
+    nats = torch.zeros(rows, dtype=torch.float64, device=hidden.device)
+    for alphabet, index in _by_alphabet(batch, sites):
+        chosen = model.select(hidden, batch, index, shift=shift)
+        piece, each = part(chosen, model.head_weight(*batch.layout.alphabets[alphabet]), index, alphabet)
+        loss = loss + piece
+        nats.index_add_(0, torch.div(index, length, rounding_mode="floor"), each.detach().double())
+    return loss, nats
+
+
+def cross_entropy(batch: TokenBatch, weight: Tensor) -> Part:
+    """weight * -log p(token) with the tokens of `batch` as targets, weight (batch, length)."""
+
+    def part(hidden: Tensor, head: Tensor, index: Tensor, alphabet: int) -> tuple[Tensor, Tensor]:
+        scale = weight.reshape(-1)[index]
+        banned = batch.layout.banned(alphabet)
+        columns = None if banned is None else torch.tensor([banned], device=hidden.device)
+        target = batch.symbols(batch.tokens.reshape(-1)[index], index)
+        loss, nats = linear_cross_entropy(hidden, head, target, row_weights=scale.to(_real(hidden)), banned=columns)
+        return loss, nats.double() * scale
+
+    return part
+
+
+def density(batch: TokenBatch, noisy: TokenBatch, process: Process, when: Tensor, weight: Tensor, kind: str) -> Part:
+    """weight * process.loss, in bounded chunks that the backward pass recomputes."""
+
+    def part(hidden: Tensor, head: Tensor, index: Tensor, alphabet: int) -> tuple[Tensor, Tensor]:
+        x0, x = (b.symbols(b.tokens.reshape(-1)[index], index) for b in (batch, noisy))
+        t, scale = (z.reshape(-1)[index] for z in (when, weight))
+
+        def piece(h: Tensor, w: Tensor, at: Tensor) -> Tensor:
+            log_x0 = (h @ w.T).to(_real(h)).log_softmax(-1)
+            return process.loss(log_x0, x0[at], x[at], t[at], kind) * scale[at]
+
+        pieces = torch.arange(len(index), device=index.device).split(max(1, _CHUNK_BYTES // (8 * len(head))))
+        if len(pieces) == 1:
+            each = piece(hidden, head, pieces[0])
+        else:
+            each = torch.cat([checkpoint(piece, hidden[at], head, at, use_reentrant=False) for at in pieces])
+        return each.sum(), each
+
+    return part
+
+
+def _by_alphabet(batch: TokenBatch, sites: Tensor) -> Iterator[tuple[int, Tensor]]:
+    drawn, tables = batch.layout.drawn, batch.layout.tables(sites.device)
+    for alphabet in drawn:
+        here = sites if len(drawn) == 1 else sites & (tables.alphabet[batch.slot] == alphabet)
+        index = here.reshape(-1).nonzero()[:, 0]
+        if len(index):
+            yield alphabet, index
+
+
+def _real(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,114 @@
+"""scikit-learn's bundled handwritten digits with short captions, as rows of one token sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from discdiff.layout import Layout, Modality, Segment, VocabLayout
+from discdiff.noise import CORRUPT, Noise
+from tokenizers_vq import PixelTokenizer
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TEMPLATES = ("a {}", "the {}", "digit {}")
+LETTERS = " abcdefghijklmnopqrstuvwxyz"
+CAPTION = max(len(t.format(w)) for t in TEMPLATES for w in WORDS)
+HELD_OUT = 360
+PIXELS = PixelTokenizer(levels=17, patch=2)
+
+
+def layout() -> Layout:
+    """[caption | image]: one character per slot, and the four pixels of a 2 x 2 patch packed into a slot."""
+    vocab = VocabLayout(len(LETTERS), (Modality("image", PIXELS.levels, depth=PIXELS.depth),))
+    segments = (Segment("caption", "text", (CAPTION,)), Segment("image", "image", PIXELS.grid))
+    return Layout(vocab, segments, packed=True)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """images (n, 8, 8) int64 of 0..16 and labels (n,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load(seed: int = 0) -> tuple[Digits, Digits]:
+    """Training and held-out digits (360, stratified by digit)."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    images, labels = data.images.astype(np.int64), data.target.astype(np.int64)
+    parts = train_test_split(images, labels, test_size=HELD_OUT, random_state=seed, stratify=labels)
+    a, b, la, lb = (torch.from_numpy(x) for x in parts)
+    return Digits(a, la), Digits(b, lb)
+
+
+def warp(images: Tensor, copies: int, seed: int = 0) -> Tensor:
+    """`copies` of every image, slightly turned, scaled, sheared and shifted, `(n * copies, 8, 8)`, first copies first."""
+    rows = len(images) * copies
+    noise = Noise.seeded(seed, torch.ones(rows, 1, dtype=torch.bool))
+    turn, stretch, shear, dy, dx = (2 * noise.uniform(CORRUPT, channels=5)[:, 0] - 1).unbind(-1)
+    angle, scale = turn * 0.17, 1 + stretch * 0.08
+    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+    rotation = torch.stack([cos, -sin + 0.1 * shear, dx * 0.12, sin, cos, dy * 0.12], -1).reshape(-1, 2, 3)
+    grid = torch.nn.functional.affine_grid(rotation, [rows, 1, 8, 8], align_corners=False)
+    source = images.double().repeat(copies, 1, 1)[:, None]
+    moved = torch.nn.functional.grid_sample(source, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
+    return moved[:, 0].round().long().clamp(0, PIXELS.levels - 1)
+
+
+def caption_ids(texts: list[str]) -> Tensor:
+    """Captions padded with spaces, `(n, CAPTION)` text ids."""
+    return torch.tensor([[LETTERS.index(c) for c in text.ljust(CAPTION)] for text in texts])
+
+
+def captions(labels: Tensor, first: int = 0) -> list[str]:
+    """A caption for every label, templates in turn."""
+    return [TEMPLATES[(first + i) % len(TEMPLATES)].format(WORDS[int(y)]) for i, y in enumerate(labels)]
+
+
+def read(ids: Tensor) -> str:
+    """Text of one row of caption ids; what is no letter (a mask) shows as an underscore."""
+    return "".join(LETTERS[int(i)] if int(i) < len(LETTERS) else "_" for i in ids).rstrip()
+
+
+def label_of(text: str) -> int:
+    """The digit a caption names, -1 if none."""
+    return next((i for i, word in enumerate(WORDS) if text.split()[-1:] == [word]), -1)
+
+
+def rows(where: Layout, images: Tensor, texts: list[str]) -> Tensor:
+    """Token rows `(n, length)` of images with captions."""
+    codes = where.vocab.to_global(PIXELS.encode(images), "image")
+    return torch.cat([caption_ids(texts), codes.flatten(1)], 1)
+
+
+def images_of(where: Layout, tokens: Tensor) -> Tensor:
+    """Images `(n, 8, 8)` of token rows without masks."""
+    ids = tokens[:, where.columns("image")].reshape(len(tokens), -1, PIXELS.depth)
+    return PIXELS.decode(where.vocab.to_local(ids, "image"))
+
+
+class CaptionedDigits:
+    """Training rows: real images and warped copies, a caption template drawn per row and copy."""
+
+    def __init__(self, where: Layout, digits: Digits, copies: int, seed: int) -> None:
+        images = torch.cat([digits.images, warp(digits.images, copies, seed)]) if copies else digits.images
+        labels = digits.labels.repeat(1 + copies)
+        noise = Noise.seeded(seed + 1, torch.ones(len(labels), 1, dtype=torch.bool))
+        template = (noise.uniform(CORRUPT)[:, 0] * len(TEMPLATES)).long().tolist()
+        texts = [TEMPLATES[k].format(WORDS[y]) for k, y in zip(template, labels.tolist(), strict=True)]
+        self.tokens = rows(where, images, texts)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"tokens": self.tokens[index]}

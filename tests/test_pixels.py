@@ -1,0 +1,34 @@
+"""PixelTokenizer is lossless and refuses what it cannot hold."""
+
+import pytest
+import torch
+
+from tokenizers_vq import PixelTokenizer
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_round_trip(patch):
+    tokenizer = PixelTokenizer(patch=patch)
+    x = torch.randint(17, (5, 8, 8), generator=torch.Generator().manual_seed(0))
+    codes = tokenizer.encode(x)
+    assert codes.shape == tokenizer.token_shape(x.shape)
+    assert torch.equal(tokenizer.decode(codes), x)
+
+
+def test_depth_is_the_patch_row_by_row():
+    x = torch.arange(64).reshape(1, 8, 8) % 17
+    assert PixelTokenizer(patch=2).encode(x)[0, 1].tolist() == [2, 3, 10, 11]
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.full((1, 8, 8), 17), torch.full((1, 8, 8), -1), torch.zeros(1, 8, 8), torch.zeros(1, 7, 8, dtype=torch.long)]
+)
+def test_bad_pictures(bad):
+    with pytest.raises(ValueError, match="pictures are"):
+        PixelTokenizer().encode(bad)
+
+
+@pytest.mark.parametrize("settings", [{"levels": 1}, {"patch": 3}, {"patch": 0}])
+def test_bad_settings(settings):
+    with pytest.raises(ValueError):
+        PixelTokenizer(**settings)

@@ -1,0 +1,516 @@
+"""DiffusionTrainer: keyed data, exact accumulation and resumption, EMA, the stop on NaN, signals, evaluation, reports."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+from training_toy import LAYOUT, Gradients, StopAt, Toy, digest, objective, rows, spy, trainer
+from transformers import TrainerCallback, TrainingArguments
+
+from discdiff.config import build
+from discdiff.layout import pack
+from discdiff.noise import Noise
+from discdiff.training import (
+    DiffusionTrainer,
+    GracefulStop,
+    KeyedSampler,
+    NonFiniteError,
+    TrainingSettings,
+    collate,
+    keyed_order,
+    keyed_times,
+    latest_checkpoint,
+    load_weights,
+    read_metrics,
+    token_batch,
+)
+from discdiff.training.evaluation import EVALUATION_SEED
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("steps", 0), ("steps", "100"), ("steps", True), ("batch_size", 0), ("accumulation", 3), ("learning_rate", 0.0),
+        ("learning_rate", float("nan")), ("schedule", "step"), ("schedule_by", "seconds"), ("warmup", 1001),
+        ("decay", 0.0), ("final", 2.0), ("betas", (0.9, 1.0)), ("clip", -1.0), ("ema", 1.0), ("keep", 1),
+        ("eval_draws", 0), ("workers", -1), ("device", "tpu"), ("max_seconds", -1.0), ("bf16", 1),
+    ],
+)  # fmt: skip
+def test_settings_name_what_is_wrong(name, value):
+    at = "batch_size" if name == "accumulation" else name
+    with pytest.raises(ValueError, match=f"^{at} is "):
+        TrainingSettings(**{name: value})
+
+
+def test_unknown_setting_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'learning_rate'"):
+        build(TrainingSettings, {"learning_rat": 1e-3})
+
+
+def test_schedules():
+    def at(step, seconds=0.0, **settings):
+        return TrainingSettings(steps=110, warmup=10, **settings).factor(step, seconds)
+
+    assert [at(s, schedule="constant") for s in (0, 4, 9, 60, 110)] == [0.1, 0.5, 1.0, 1.0, 1.0]
+    assert [at(s, schedule="linear", final=0.1) for s in (10, 60, 110)] == pytest.approx([1.0, 0.55, 0.1])
+    assert [at(s, schedule="cosine") for s in (10, 60, 110)] == pytest.approx([1.0, 0.5, 0.0])
+    assert [at(s, schedule="wsd", decay=0.5) for s in (10, 59, 85, 110)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+    timed = {"schedule": "linear", "schedule_by": "seconds", "max_seconds": 20.0}
+    assert [at(50, s, **timed) for s in (0.0, 5.0, 30.0)] == pytest.approx([1.0, 0.75, 0.0])
+
+
+# ---- data
+
+
+def test_order_is_a_keyed_permutation():
+    state = torch.random.get_rng_state()
+    first = keyed_order(3, 0, 1000)
+    assert sorted(first.tolist()) == list(range(1000))
+    assert np.array_equal(first, keyed_order(3, 0, 1000))
+    for other in (keyed_order(3, 1, 1000), keyed_order(4, 0, 1000), np.arange(1000)):
+        assert (first == other).mean() < 0.02
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def places(whole, batch, world, start=0, drop_last=True, count=43, stop=12):
+    used = count - count % whole if drop_last else count
+    shares = [
+        list(KeyedSampler(count, used, 5, batch, stop * whole, start=start * whole, world=world, process=p))
+        for p in range(world)
+    ]
+    steps: list[set] = []
+    parts = whole // batch // world
+    for step in range(len(shares[0]) // parts):
+        taken = [key for share in shares for part in share[step * parts : (step + 1) * parts] for key in part]
+        assert len(set(taken)) == whole
+        steps.append(set(taken))
+    return steps
+
+
+def test_ranks_and_accumulation_share_the_same_steps():
+    alone = places(8, 8, 1)
+    assert len(alone) == 12
+    assert alone == places(8, 2, 1) == places(8, 4, 2) == places(8, 1, 4)
+    assert alone[7:] == places(8, 2, 2, start=7)
+    epoch = set().union(*alone[:5])
+    assert {(e, r) for e, r, _ in epoch} == {(0, r) for r in range(40)}, "43 rows, batches of 8: 3 are dropped"
+    assert len({index for *_, index in epoch}) == 40
+
+
+def test_without_drop_last_a_batch_takes_rows_of_several_epochs():
+    steps = places(8, 8, 1, drop_last=False)
+    assert {e for e, *_ in steps[5]} == {0, 1}
+    assert sorted(i for step in steps for e, _, i in step if e == 0) == list(range(43))
+
+
+def test_times_are_a_low_discrepancy_sequence():
+    rank = torch.arange(1000)
+    times = keyed_times(7, torch.full_like(rank, 2), rank)
+    golden = (5**0.5 - 1) / 2
+    offset = float(keyed_times(7, torch.tensor([2]), torch.tensor([0]))[0]) - golden
+    expected = (offset + (rank.double() + 1) * golden) % 1.0
+    assert times.dtype == torch.float64
+    assert float(((times - expected + 0.5) % 1.0 - 0.5).abs().max()) < 1e-9
+    for part in (times[:100], times[400:500], times):
+        gaps = part.sort().values.diff()
+        assert float(gaps.max()) < 3 / len(part), "three-distance theorem: no gap is wide"
+    assert float((keyed_times(7, torch.full_like(rank, 3), rank) - times).abs().min()) > 1e-6
+    huge = keyed_times(7, torch.full_like(rank, 2), rank + 2**61)
+    assert float(huge.sort().values.diff().max()) < 3 / 1000, "ids of a stream may be any integer"
+
+
+def test_items_are_checked_before_the_run(tmp_path):
+    def start(**item):
+        return trainer(tmp_path, data=[{**row, **item} for row in rows()])
+
+    with pytest.raises(ValueError, match="known are tokens.*features.NAME"):
+        start(text=torch.zeros(3))
+    with pytest.raises(ValueError, match="int64"):
+        start(tokens=torch.zeros(12, dtype=torch.int32))
+    with pytest.raises(ValueError, match="illegal"):
+        start(tokens=torch.full((12,), 40))
+    with pytest.raises(ValueError, match="lower batch_size, or set drop_last=False"):
+        trainer(tmp_path, data=rows(5))
+    assert trainer(tmp_path, data=rows(5), drop_last=False, steps=4).train().global_step == 4
+    with pytest.raises(ValueError, match="'tokens' do not stack"):
+        collate([{"tokens": torch.zeros(3)}, {"tokens": torch.zeros(4)}])
+    with pytest.raises(ValueError, match="different keys"):
+        collate([{"tokens": torch.zeros(3)}, {"tokens": torch.zeros(3), "valid": torch.ones(3)}])
+
+
+def test_packed_rows_restart_their_slots():
+    packed = pack(LAYOUT, [torch.arange(n) % 16 for n in (5, 4, 3, 7, 2)], 10)
+    items = [{"tokens": x, "sample": y} for x, y in zip(packed.tokens, packed.sample, strict=True)]
+    batch = token_batch(LAYOUT, collate(items), check=True)
+    for name in ("tokens", "valid", "slot", "sample", "given"):
+        assert torch.equal(getattr(batch, name), getattr(packed, name)), name
+    assert not batch.unrestricted
+
+
+# ---- exactness
+
+
+def test_accumulation_does_not_change_the_gradient(tmp_path):
+    found = []
+    for parts in (1, 4):
+        gradients = Gradients()
+        run = trainer(tmp_path / str(parts), Toy(0.0), callbacks=[gradients], accumulation=parts, clip=0.0, steps=3)
+        run.train()
+        found.append(gradients.steps)
+    for one, four in zip(*found, strict=True):
+        for a, b in zip(one, four, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+            assert float(a.abs().max()) > 1e-4
+
+
+def test_clipping(tmp_path):
+    gradients = Gradients()
+    trainer(tmp_path, callbacks=[gradients], clip=0.01, steps=1).train()
+    norm = torch.stack([g.norm() for g in gradients.steps[0]]).norm()
+    assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_three_times_is_exact(tmp_path, workers):
+    settings = {"ema": 0.95, "workers": workers, "warmup": 4, "accumulation": 2}
+    whole = trainer(tmp_path / "whole", **{**settings, "workers": 0})
+    whole.train()
+    for stop in (3, 8, 13):
+        trainer(tmp_path / "parts", callbacks=[StopAt(stop)], **settings).train("auto")
+        assert latest_checkpoint(tmp_path / "parts").name == f"checkpoint-{stop}"
+    last = trainer(tmp_path / "parts", **settings)
+    last.train("auto")
+    assert last.state.global_step == 17
+    assert digest(last) == digest(whole)
+    assert [x["loss"] for x in read_metrics(tmp_path / "whole/metrics.jsonl") if "loss" in x][-1] > 0
+
+
+def test_resuming_with_training_arguments(tmp_path):
+    def run(folder, **options):
+        args = TrainingArguments(
+            str(tmp_path / folder), num_train_epochs=3, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+            learning_rate=1e-2, lr_scheduler_type="cosine", warmup_steps=3, save_steps=4, use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        return DiffusionTrainer(Toy(), args, objective, LAYOUT, rows(), **options)
+
+    whole, last = run("whole"), run("parts")
+    whole.train()
+    run("parts", callbacks=[StopAt(7)]).train()
+    last.train("auto")
+    assert whole.state.global_step == last.state.global_step == 15
+    assert digest(last) == digest(whole)
+
+
+class Stream(IterableDataset):
+    """20 rows per pass, their ids far from their places."""
+
+    def __iter__(self):
+        for i, row in enumerate(rows(20)):
+            yield {**row, "id": 10**12 + 7 * i}
+
+
+def test_streams_resume_exactly(tmp_path):
+    seen: list = []
+    whole = trainer(tmp_path / "whole", data=Stream(), goal=spy(seen))
+    whole.train()
+    trainer(tmp_path / "parts", data=Stream(), callbacks=[StopAt(4)], workers=1).train()
+    last = trainer(tmp_path / "parts", data=Stream(), workers=1)
+    last.train("auto")
+    assert digest(last) == digest(whole)
+    keys = [key for keys, *_ in seen for key in keys]
+    assert len(set(keys)) == len(keys), "every pass has noise of its own"
+    with pytest.raises(ValueError, match="one process reads a stream"):
+        trainer(tmp_path / "many", data=Stream(), workers=2).train()
+    with pytest.raises(ValueError, match='need an integer "id"'):
+        trainer(tmp_path / "bare", data=type("Bare", (IterableDataset,), {"__iter__": lambda _: iter(rows())})()).train()
+
+
+def test_noise_is_keyed_by_row_and_epoch(tmp_path):
+    seen: list = []
+    trainer(tmp_path, goal=spy(seen), steps=10, seed=3).train()
+    order = [int(i) for e in (0, 1) for i in keyed_order(3, e, 40)]
+    epoch = torch.tensor([0] * 40 + [1] * 40)
+    expected = Noise.training(3, epoch, torch.tensor(order), torch.ones(80, 12, dtype=torch.bool))
+    assert [key for keys, *_ in seen for key in keys] == expected.key.tolist()
+    assert len(set(expected.key.tolist())) == 80
+    times = keyed_times(3, epoch, torch.arange(40).repeat(2))
+    assert [t for *_, ts in seen for t in ts] == times.tolist()
+
+
+# ---- EMA
+
+
+def test_ema_follows_its_formula_and_serves_evaluation_and_saving(tmp_path):
+    class Follow(TrainerCallback):
+        mean = None
+
+        def on_train_begin(self, args, state, control, model=None, **_):
+            self.mean = model.mix.weight.detach().clone()
+
+        def on_optimizer_step(self, args, state, control, model=None, **_):
+            d = min(0.6, (1 + state.global_step) / (10 + state.global_step))
+            self.mean = d * self.mean + (1 - d) * model.mix.weight.detach()
+
+    follow = Follow()
+    run = trainer(tmp_path, callbacks=[follow], evaluation=rows(10), ema=0.6)
+    run.train()
+    torch.testing.assert_close(run.ema.mean["mix.weight"], follow.mean)
+    own = digest(run)
+    averaged = run.evaluate()["eval_loss"]
+    assert digest(run) == own, "the own weights come back bit for bit"
+    run.save_model(tmp_path / "final")
+    again = Toy()
+    load_weights(again, tmp_path / "final")
+    torch.testing.assert_close(again.mix.weight, follow.mean)
+    fresh = trainer(tmp_path / "fresh", again, evaluation=rows(10))
+    assert fresh.evaluate()["eval_loss"] == pytest.approx(averaged)
+    raw = trainer(tmp_path / "raw", run.model, evaluation=rows(10))
+    assert abs(raw.evaluate()["eval_loss"] - averaged) > 1e-6
+
+
+# ---- stops
+
+
+def poison(at: int, where: str):
+    """The objective with a NaN in the loss, in the gradient of the mixing layer only, or outside the gradient."""
+    calls = []
+
+    def goal(model, batch, noise, time):
+        calls.append(0)
+        loss, metrics = objective(model, batch, noise, time)
+        if len(calls) == at and where == "loss":
+            loss = loss * float("nan")
+        if len(calls) == at and where == "constant":
+            loss = loss + float("inf")
+        if len(calls) == at and where == "gradient":
+            model.mix.bias.register_hook(lambda g: g * float("nan"))
+        return loss, metrics
+
+    return goal
+
+
+@pytest.mark.parametrize("where, culprit", [("loss", "loss"), ("constant", "loss"), ("gradient", "mix.bias")])
+def test_nan_stops_before_the_step_and_names_its_culprit(tmp_path, where, culprit):
+    class Keep(TrainerCallback):
+        weights: dict = {}
+
+        def on_step_end(self, args, state, control, model=None, **_):
+            Keep.weights = {name: x.clone() for name, x in model.state_dict().items()}
+
+    run = trainer(tmp_path, goal=poison(6, where), callbacks=[Keep()], accumulation=2)
+    with pytest.raises(FloatingPointError) as caught:
+        run.train()
+    assert isinstance(caught.value, NonFiniteError)
+    assert (caught.value.step, caught.value.culprit) == (3, culprit)
+    expected = keyed_order(0, 0, 40)[20:24] if culprit == "loss" else keyed_order(0, 0, 40)[16:24]
+    assert caught.value.rows == expected.tolist()
+    assert culprit in str(caught.value) and str(expected.tolist()) in str(caught.value)
+    assert all(torch.equal(x, Keep.weights[name]) for name, x in run.model.state_dict().items())
+    assert latest_checkpoint(tmp_path) is None
+
+
+class SendAt(TrainerCallback):
+    """Sends this process a signal in the middle of a step."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number = step, number
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_that_resumes(tmp_path, number):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    cut = trainer(tmp_path / "cut", callbacks=[SendAt(6, number)])
+    cut.train()
+    assert cut.stopped_by == "signal" and cut.state.global_step == 7
+    assert latest_checkpoint(tmp_path / "cut").name == "checkpoint-7"
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    last = trainer(tmp_path / "cut")
+    last.train("auto")
+    assert last.stopped_by is None and digest(last) == digest(whole)
+
+
+def test_the_second_ctrl_c_is_immediate():
+    with pytest.raises(KeyboardInterrupt), GracefulStop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("still running")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_handlers_stay_alone_outside_the_main_thread():
+    before = signal.getsignal(signal.SIGTERM)
+    found = []
+
+    def work():
+        with GracefulStop():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before]
+
+
+def test_time_limit_saves_evaluates_and_drives_the_schedule(tmp_path):
+    timed = {"steps": 10**9, "max_seconds": 0.4, "schedule": "linear", "schedule_by": "seconds", "log_every": 1}
+    run = trainer(tmp_path, evaluation=rows(4), eval_every=10**9, **timed)
+    run.train()
+    assert run.stopped_by == "time" and 0.4 <= run.seconds < 5.0
+    step = run.state.global_step
+    assert latest_checkpoint(tmp_path).name == f"checkpoint-{step}"
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert any("eval_loss" in x for x in lines)
+    rates = [x["learning_rate"] for x in lines if "learning_rate" in x]
+    assert rates[0] > 0.5e-2 and rates[-1] < rates[0] / 2 and rates == sorted(rates, reverse=True)
+    again = trainer(tmp_path, **timed)
+    again.train("auto")
+    assert again.state.global_step == step + 1, "the time of the resumed part counts"
+
+
+# ---- evaluation and reports
+
+
+def test_evaluation_is_the_mean_over_rows_and_draws(tmp_path):
+    model, data, draws = Toy(), rows(11), 3
+    result = trainer(tmp_path, model, evaluation=data, eval_draws=draws, eval_batch_size=4).evaluate()
+    batch = token_batch(LAYOUT, collate(data))
+    index, zero = torch.arange(11), torch.zeros(11, dtype=torch.int64)
+    start = keyed_times(EVALUATION_SEED, zero, index)
+    values, masked = [], []
+    model.eval()
+    for draw in range(draws):
+        noise = Noise.training(EVALUATION_SEED, zero + draw, index, batch.valid)
+        _, metrics = objective(model, batch, noise, (start + draw) / draws)
+        values.append(metrics["row_loss"])
+        masked.append(metrics["masked"])
+    each = torch.stack(values).double().mean(0)
+    assert result["eval_loss"] == pytest.approx(float(each.mean()), rel=1e-6)
+    assert result["eval_loss_error"] == pytest.approx(float(each.std() / 11**0.5), rel=1e-5)
+    assert result["eval_masked"] == pytest.approx(float(torch.stack(masked).mean()), rel=1e-6)
+    other = trainer(tmp_path, model, evaluation=data, eval_draws=draws, eval_batch_size=11, seed=9).evaluate()
+    assert other["eval_loss"] == pytest.approx(result["eval_loss"], rel=1e-6), "neither seed nor batch size matter"
+    both = trainer(tmp_path, model, evaluation={"a": data, "b": rows(4)}, eval_draws=draws).evaluate()
+    assert both["eval_a_loss"] == pytest.approx(result["eval_loss"], rel=1e-6) and "eval_b_loss_error" in both
+
+
+def test_standard_error_over_batches_where_rows_are_unknown(tmp_path):
+    def goal(model, batch, noise, time):
+        loss, metrics = objective(model, batch, noise, time)
+        return loss, {"masked": metrics["masked"]}
+
+    each = trainer(tmp_path, evaluation=rows(10), eval_batch_size=1).evaluate()
+    single = trainer(tmp_path, evaluation=rows(10), goal=goal, eval_batch_size=1).evaluate()
+    several = trainer(tmp_path, evaluation=rows(10), goal=goal, eval_batch_size=4).evaluate()
+    assert single["eval_loss_error"] == pytest.approx(each["eval_loss_error"], rel=1e-6)
+    assert several["eval_loss"] == pytest.approx(each["eval_loss"], rel=1e-6)
+    assert several["eval_loss_error"] > 0
+
+
+def test_reports_survive_resumption_and_torn_lines(tmp_path):
+    run = trainer(tmp_path, callbacks=[StopAt(9)], log_every=1, save_every=6, evaluation=rows(4), eval_every=3)
+    run.train()
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 9, "lo')
+    for later in (tmp_path / "checkpoint-9").iterdir():
+        later.unlink()
+    trainer(tmp_path, log_every=1, save_every=6).train("auto")
+    lines = read_metrics(path)
+    assert [x["step"] for x in lines if "loss" in x] == list(range(1, 18))
+    assert [x["step"] for x in lines if "eval_loss" in x] == [3, 6]
+    assert [x["epoch"] for x in lines if "loss" in x] == pytest.approx([k / 5 for k in range(1, 18)])
+    assert {"step", "epoch", "seconds", "loss", "grad_norm", "learning_rate", "masked"} <= lines[0].keys()
+    seconds = [x["seconds"] for x in lines]
+    assert seconds == sorted(seconds)
+    assert sum(b"resumed" in line for line in path.read_bytes().splitlines()) == 1
+
+
+def test_training_learns_a_constant(tmp_path):
+    data = [{"tokens": torch.full((12,), 3)}] * 16
+    run = trainer(tmp_path, data=data, evaluation=data, steps=60, log_every=60, eval_every=60, schedule="constant")
+    before = run.evaluate()["eval_loss"]
+    run.train()
+    assert read_metrics(tmp_path / "metrics.jsonl")[-2]["eval_loss"] < 0.5 * before
+
+
+# ---- what was asked and what was reached
+
+
+def test_too_few_ranks_or_no_sharding_is_an_error(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="1 ranks were reached, 2 asked"):
+        trainer(tmp_path, expected_world_size=2)
+    for name in [name for name in os.environ if "FSDP" in name] + ["ACCELERATE_USE_FSDP"]:
+        monkeypatch.setenv(name, "false")
+    with pytest.raises(ValueError, match="(?i)fsdp"):
+        trainer(tmp_path, fsdp=True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="(?i)fsdp"):
+        trainer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("save_strategy", "epoch"), ("save_only_model", True), ("load_best_model_at_end", True), ("push_to_hub", True)],
+)
+def test_arguments_that_break_a_promise_are_refused(tmp_path, name, value):
+    args = TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, per_device_train_batch_size=8)
+    setattr(args, name, value)
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        DiffusionTrainer(Toy(), args, objective, LAYOUT, rows())
+    with pytest.raises(ValueError, match="output_dir is None"):
+        DiffusionTrainer(Toy(), TrainingSettings(), objective, LAYOUT, rows())
+
+
+def test_two_ranks_equal_one(tmp_path):
+    """Two gloo ranks by torchrun: one rank's gradients, no shared noise, exact resumption, a NaN of one stops both."""
+    root = Path(__file__).parents[1]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/training_toy.py", str(tmp_path)]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *command], cwd=root, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    ranks = [json.loads((tmp_path / f"rank-{r}.json").read_text()) for r in range(2)]
+    seen: list = []
+    gradients = Gradients()
+    trainer(tmp_path / "one", Toy(0.0), goal=spy(seen), callbacks=[gradients], clip=0.0, steps=3).train()
+    alone = [key for keys, *_ in seen for key in keys]
+    shares = [[key for keys, *_ in rank["seen"] for key in keys] for rank in ranks]
+    assert not set(shares[0]) & set(shares[1]) and len(shares[0]) == len(shares[1]) == 12
+    assert set(alone) == set(shares[0]) | set(shares[1])
+    times = [{t for *_, ts in rank["seen"] for t in ts} for rank in ranks]
+    assert not times[0] & times[1] and times[0] | times[1] == {t for *_, ts in seen for t in ts}
+    for rank in range(2):
+        for mine, theirs in zip(gradients.steps, torch.load(tmp_path / f"gradients-{rank}.pt"), strict=True):
+            for a, b in zip(mine, theirs, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    assert len({d for rank in ranks for d in rank["digests"]}) == 1, "resumption with two ranks is exact"
+    assert ranks[0]["evaluation"]["eval_loss"] == ranks[1]["evaluation"]["eval_loss"]
+    assert all(rank["size"] == 2 for rank in ranks)
+    assert "the loss is nan" in ranks[1]["nan"] and "not finite" in ranks[0]["nan"]

@@ -1,0 +1,143 @@
+"""A model, an objective and rows small enough for a training run in milliseconds; and, run as a script, two-rank checks."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from discdiff.layout import Layout, Segment, VocabLayout
+from discdiff.noise import MASK
+from discdiff.training import DiffusionTrainer, NonFiniteError, TrainingSettings
+
+LAYOUT = Layout(VocabLayout(text_size=16), (Segment("text", "text", (12,)),))
+
+
+class Toy(nn.Module):
+    """Embedding, one mixing layer, dropout, head; `main` and `tied` share the head's weight."""
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.embed = nn.Embedding(LAYOUT.vocab.total, 16)
+        self.mix = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 16)
+        self.tied = self.head
+        self.dropout = nn.Dropout(dropout)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(0.3 * torch.randn(p.shape, generator=draw))
+
+    def forward(self, tokens: Tensor, **_: object) -> Tensor:
+        x = self.embed(tokens)
+        return self.head(self.dropout(x + torch.tanh(self.mix(x + x.mean(1, keepdim=True)))))
+
+
+def objective(model, batch, noise, time):
+    """Cross-entropy at positions masked with probability `time`, mean over rows and positions."""
+    masked = (noise.uniform(MASK) < time[:, None]) & batch.free
+    logits = model(torch.where(masked, batch.layout.vocab.mask, batch.tokens))
+    loss = nn.functional.cross_entropy(logits.transpose(1, 2), batch.tokens, reduction="none")
+    rows = (loss * masked).mean(1)
+    return rows.mean(), {"masked": masked.float().mean(), "row_loss": rows.detach()}
+
+
+def rows(count: int = 40) -> list[dict[str, Tensor]]:
+    draw = torch.Generator().manual_seed(1)
+    return [{"tokens": torch.randint(0, 16, (12,), generator=draw)} for _ in range(count)]
+
+
+def trainer(folder, model=None, data=None, evaluation=None, goal=objective, callbacks=(), **settings) -> DiffusionTrainer:
+    """A toy run of 8 rows per step; an epoch has 5 steps."""
+    chosen = TrainingSettings(**{"steps": 17, "batch_size": 8, "learning_rate": 1e-2, "progress": False, **settings})
+    model, data = Toy() if model is None else model, rows() if data is None else data
+    return DiffusionTrainer(model, chosen, goal, LAYOUT, data, evaluation, output_dir=folder, callbacks=list(callbacks))
+
+
+def digest(run: DiffusionTrainer) -> str:
+    """SHA-256 of all weights, averages and optimizer tensors."""
+    state = run.bare_optimizer.state_dict()["state"]
+    optimizer = [state[number][key] for number in sorted(state) for key in sorted(state[number])]
+    averages = [] if run.ema is None else list(run.ema.mean.values())
+    found = hashlib.sha256()
+    for x in [*run.model.state_dict().values(), *averages, *optimizer]:
+        found.update(x.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+class StopAt(TrainerCallback):
+    """Ends a run after a step, with or without a checkpoint."""
+
+    def __init__(self, step: int, save: bool = True) -> None:
+        self.step, self.save = step, save
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            control.should_training_stop = True
+            control.should_save = self.save
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[Tensor]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        self.steps.append([p.grad.clone() for p in model.parameters()])
+
+
+def spy(seen: list):
+    """The objective, noting row noise and time of every call."""
+
+    def goal(model, batch, noise, time):
+        seen.append((noise.key.tolist(), noise.uniform(MASK).tolist(), time.tolist()))
+        return objective(model, batch, noise, time)
+
+    return goal
+
+
+def two_ranks(folder: Path) -> None:
+    """Run by torchrun: gradients of two ranks, a stop and resumption, and a NaN that only one rank sees."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    seen: list = []
+    gradients = Gradients()
+    plain = {"clip": 0.0, "expected_world_size": 2}
+    run = trainer(folder / "a", Toy(0.0), goal=spy(seen), callbacks=[gradients], steps=3, **plain)
+    run.train()
+    rank = run.args.process_index
+    torch.save(gradients.steps, folder / f"gradients-{rank}.pt")
+    full = trainer(folder / "b", Toy(), ema=0.9, evaluation=rows(7), eval_draws=2, steps=9, **plain)
+    full.train()
+    trainer(folder / "c", Toy(), ema=0.9, callbacks=[StopAt(4)], steps=9, **plain).train()
+    resumed = trainer(folder / "c", Toy(), ema=0.9, steps=9, **plain)
+    resumed.train("auto")
+
+    def broken(model, batch, noise, time):
+        loss, metrics = objective(model, batch, noise, time)
+        return loss * (float("nan") if rank == 1 and len(seen) else 1.0), metrics
+
+    caught = ""
+    try:
+        trainer(folder / "d", Toy(), goal=broken, **plain).train()
+    except NonFiniteError as error:
+        caught = str(error)
+    result = {
+        "seen": seen,
+        "digests": [digest(full), digest(resumed)],
+        "evaluation": full.evaluate(),
+        "nan": caught,
+        "size": dist.get_world_size(),
+    }
+    (folder / f"rank-{rank}.json").write_text(json.dumps(result))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    two_ranks(Path(sys.argv[1]))
