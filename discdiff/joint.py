@@ -74,8 +74,9 @@ class Joint:
     def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
         rows = torch.arange(len(state.row), device=state.row.device)
         here = state._replace(row=rows)
-        once = _Once(denoiser(here, step), denoiser.kind, denoiser.needs_time, denoiser.reads)
-        merged, total = state, Info()
+        prediction = denoiser(here, step)
+        once = _Once(prediction, denoiser.kind, denoiser.needs_time, denoiser.reads)
+        merged, total = state, prediction.info
         for i, kernel in enumerate(self.kernels):
             moved, info = kernel(once, here, step, noise.child(i))
             stores = {
@@ -84,5 +85,4 @@ class Joint:
             }
             merged = merged._replace(**{**_changed(moved._asdict(), here._asdict()), **stores})
             total = total.merge(info._replace(nfe=0, network_rows=0, fed=0))
-        shape = state.tokens.shape
-        return merged, total._replace(nfe=1, network_rows=shape[0], fed=shape.numel())
+        return merged, total

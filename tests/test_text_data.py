@@ -1,42 +1,17 @@
-"""The text data path: tokenizers lose nothing, the cache is exact and atomic, rows are the stream, n-grams are right."""
+"""The text cache is exact and atomic, and rows are the stream."""
 
-import collections
 import copy
-import gzip
 import json
-import math
 import os
 import pickle
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from text_toy import MASKED, PROSE, TRAIN, make, words
 
 from tasks.text import tokenfile, tokenizer
-from tasks.text.corpus import PackedRows, PaddedRows, Source, TokenFile, iter_documents, split, tokenise
-from tasks.text.quality import NGram, distinct_n, sample_entropy, unigram_entropy
-
-HARD = ["", "\n", " two  spaces \n\n\ttab\r\nline", "don 't , do n't .", "é中🙂 ▁Ġ\u00a0\u2028", "\x00\x7f", "ab" * 300]
-TRAIN = [*HARD, "the cat sat on the mat, the dog ran to the cat. " * 20]
-PROSE = ["to be or not to be", "that is the question", "", "whether tis nobler"]
-MASKED = "[MASK]"
-
-
-def make(kind: str) -> PreTrainedTokenizerFast:
-    return tokenizer.build(kind, TRAIN, 300 if kind == "bpe" else None)
-
-
-def words() -> PreTrainedTokenizerFast:
-    """A foreign tokenizer: words, with an end and a mask token of its own."""
-    vocab = {word: rank for rank, word in enumerate(["[UNK]", "a", "b", "c"])}
-    backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="[UNK]", eos_token="[EOS]", mask_token=MASKED, pad_token="[PAD]"
-    )
+from tasks.text.corpus import PackedRows, PaddedRows, Source, TokenFile, split, tokenise
 
 
 def joined(dataset) -> np.ndarray:
@@ -53,202 +28,6 @@ def file(tmp_path) -> TokenFile:
 @pytest.fixture
 def open_file(tmp_path) -> TokenFile:
     return tokenise(["abc", "", "abcde", "f"], tokenizer.bytes_(), tmp_path)
-
-
-# Tokenizers
-
-
-@pytest.mark.parametrize("kind", tokenizer.KINDS)
-def test_round_trip_through_call_encoder_and_disk(kind, tmp_path):
-    made = make(kind)
-    made.save_pretrained(tmp_path)
-    for each in (made, tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)):
-        assert each.all_special_tokens == [] and tokenizer.fingerprint(each) == tokenizer.fingerprint(made)
-        for text, ids in zip(HARD, tokenizer.encoder(each)(HARD)):
-            assert each(text)["input_ids"] == list(ids) == made.encode(text)
-            assert each.decode(list(ids)) == text
-
-
-def test_ids_of_bytes_and_characters():
-    assert tokenizer.bytes_()("é\n")["input_ids"] == [0xC3, 0xA9, 0x0A]
-    assert tokenizer.characters(["ca", "b"]).get_vocab() == {"a": 0, "b": 1, "c": 2}
-
-
-def test_bpe_merges_is_repeatable_and_encodes_unseen_text():
-    first, second = make("bpe"), make("bpe")
-    assert tokenizer.fingerprint(first) == tokenizer.fingerprint(second) and len(first) == 300
-    assert len(first("the cat sat")["input_ids"]) < 9
-    assert first.decode(first("Ω unseen ∂")["input_ids"]) == "Ω unseen ∂"
-
-
-def test_an_unknown_character_is_named(tmp_path):
-    tokenizer.characters(["abc"]).save_pretrained(tmp_path)
-    made = tokenizer.load(tmp_path)
-    for encode in (
-        made,
-        made.encode,
-        lambda text: made(["a", text]),
-        lambda text: tokenizer.encoder(made)(["a", text]),
-    ):
-        with pytest.raises(ValueError, match=r"'é' \(U\+00E9\) at position 2 .* 3 characters: build .* 'bytes'"):
-            encode("abé")
-    with pytest.raises(Exception, match="UNK"):  # without our class the error is plainer, but nothing is dropped
-        AutoTokenizer.from_pretrained(tmp_path)("abé")
-
-
-@pytest.mark.parametrize("kind", tokenizer.KINDS)
-def test_cutting_a_long_document_changes_no_token(kind):
-    made = make(kind)
-    generator = np.random.default_rng(0)
-    alphabet = [symbol for symbol in "ab'.\n\n\n  \t\ré" if any(symbol in text for text in TRAIN)]
-    cut, encode = tokenizer.cutter(made, size=7), tokenizer.encoder(made)
-    pieces = 0
-    for _ in range(300):
-        text = "".join(generator.choice(alphabet, 80))
-        parts = cut(text)
-        pieces += len(parts)
-        assert "".join(parts) == text
-        assert np.concatenate(encode(parts)).tolist() == list(encode([text])[0])
-    assert pieces > 600  # it did cut
-    assert cut("") == [""]
-
-
-def test_foreign_tokenizers_are_cut_nowhere_and_keep_their_specials(tmp_path):
-    made = words()
-    made.save_pretrained(tmp_path)
-    loaded = tokenizer.build(str(tmp_path))
-    assert loaded.eos_token_id == made.eos_token_id and loaded.mask_token_id == made.mask_token_id
-    assert tokenizer.cutter(made, 3)("a b\nc a b") == ["a b\nc a b"]
-
-
-def test_truncation_left_by_a_call_does_not_reach_the_corpus():
-    made = make("bpe")
-    before, whole = tokenizer.fingerprint(made), tokenizer.encoder(made)(TRAIN)
-    made(TRAIN, truncation=True, max_length=2)
-    assert made.backend_tokenizer.truncation is not None
-    assert tokenizer.fingerprint(made) == before and tokenizer.encoder(made)(TRAIN) == whole
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("bpe", TRAIN), "'bpe' needs one"),
-        (("bytes", None, 300), "vocab_size=300 with tokenizer 'bytes'"),
-        (("bpe", TRAIN, 256), "vocab_size 256 leaves no merge"),
-        (("characters",), "made from texts"),
-        (("characters", [""]), "no character"),
-        (("characters", "one string"), "list of documents"),
-        (("no/such/folder",), "no tokenizer loads from 'no/such/folder'.*characters, bytes, bpe"),
-    ],
-)
-def test_build_refuses(arguments, message, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match=message):
-        tokenizer.build(*arguments)
-
-
-def test_too_few_pairs_for_the_vocabulary_is_said():
-    with pytest.warns(UserWarning, match="not 5000"):
-        assert 256 < len(tokenizer.bpe(["aaaa bbbb"], 5000)) < 300
-
-
-# Sources
-
-
-def write(path: Path, text: str | bytes) -> str:
-    data = text.encode() if isinstance(text, str) else text
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return str(path)
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_files_become_documents(tmp_path, suffix):
-    text = write(tmp_path / f"a.txt{suffix}", "one\r\ntwo\n \n\nthrée\n")
-    assert list(iter_documents(text)) == ["one\ntwo\n \n\nthrée\n"]
-    assert list(iter_documents(text, document="line")) == ["one", "two", "thrée"]
-    assert list(iter_documents(text, document="blank")) == ["one\ntwo", "thrée"]
-    records = write(tmp_path / f"a.jsonl{suffix}", '{"text": "x\\ny"}\n\n{"text": "", "body": 3}\n')
-    assert list(iter_documents(records)) == ["x\ny", ""]
-    table = write(tmp_path / f"a.csv{suffix}", 'id,smiles\n1,CCO\n2,"a\nb, ""c"""\n')
-    assert list(iter_documents(Source(table, field="smiles"))) == ["CCO", 'a\nb, "c"']
-
-
-def test_several_files_and_patterns_keep_their_order(tmp_path):
-    b, a = write(tmp_path / "b.txt", "B"), write(tmp_path / "a.txt", "A")
-    assert list(iter_documents((b, a))) == ["B", "A"]
-    assert list(iter_documents(str(tmp_path / "*.txt"))) == ["A", "B"]
-    assert list(iter_documents(write(tmp_path / "l.txt", "é".encode("latin-1")), encoding="latin-1")) == ["é"]
-
-
-def test_a_datasets_source_streams_a_local_folder(tmp_path):
-    write(tmp_path / "train.jsonl", '{"body": "one"}\n{"body": "two"}\n')
-    source = Source(f"hf:{tmp_path}", field="body")
-    assert list(iter_documents(source)) == ["one", "two"]
-    assert source.identity()["files"][0][1] == 32
-    with pytest.raises(ValueError, match=r"record 1 has the fields \['body'\], not 'text'"):
-        list(iter_documents(f"hf:{tmp_path}"))
-    with pytest.raises(ValueError, match="no split 'nope'"):
-        list(iter_documents(Source(f"hf:{tmp_path}", field="body", split="nope")))
-
-
-def test_the_embedded_text_is_english_repeatable_and_large():
-    texts = list(iter_documents())
-    assert texts == list(iter_documents()) and all(text.isascii() for text in texts)
-    assert sum(map(len, texts)) > 1_000_000
-    letters = collections.Counter("".join(texts).lower())
-    assert letters["e"] == max(letters[symbol] for symbol in "abcdefghijklmnopqrstuvwxyz")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"path": "a.txt", "document": "page"}, "document is 'page': give one of file, line, blank"),
-        ({"path": "a.txt", "field": "text"}, "field='text' has no use"),
-        ({"path": "a.csv", "document": "line"}, "document='line' has no use"),
-        ({"path": "a.jsonl", "split": "train"}, "split='train' has no use"),
-        ({"path": "embedded", "document": "line"}, "document='line' has no use"),
-        ({"path": "a.pdf"}, r"'.pdf'.*\.txt.*\.jsonl"),
-        ({"path": ("a.txt", "b.csv")}, "files of one kind"),
-        ({"path": ()}, "path is empty"),
-        ({"path": "a.txt", "encoding": "utf-9"}, "encoding 'utf-9'"),
-    ],
-)
-def test_source_options_that_make_no_sense(options, message):
-    with pytest.raises(ValueError, match=message):
-        Source(**options)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "options", "message"),
-    [
-        ("a.txt", b"x" * 100_000 + b"caf\xe9 au lait", {}, r"not utf-8 text from byte 100003 on.*encoding="),
-        ("a.txt.gz", b"ok " * 50_000 + b"\xff", {}, "from byte 150000 on"),
-        ("a.txt", b"\xe9", {"document": "line"}, "from byte 0 on"),
-        ("a.txt", b"good " * 3 + b"\xe2\x82", {}, "from byte 15 on"),
-        ("a.jsonl", '{"text": "a"}\n\n{"txt": "b"}\n', {}, r"line 3 has the fields \['txt'\], not 'text'.*field="),
-        ("a.jsonl", '{"text": "a"}\n{"text": 7}\n', {}, "line 2 holds a int in 'text'"),
-        ("a.jsonl", '{"text": "\\ud800"}\n', {}, "line 1 holds half of a surrogate"),
-        ("a.jsonl", '"text"\n', {}, "line 1 has a str"),
-        ("a.jsonl", '{"text": "a"\n', {}, "line 1 is not JSON"),
-        ("a.csv", "smiles\nC\n", {}, r"columns \['smiles'\], not 'text'"),
-        ("a.csv", "id,text\n1,a\n2\n", {}, "line 3 holds a NoneType"),
-        ("a.csv", 'text\n"a\n', {}, "is not CSV"),
-    ],
-)
-def test_what_cannot_be_read_is_located(tmp_path, name, content, options, message):
-    with pytest.raises(ValueError, match=message):
-        list(iter_documents(write(tmp_path / name, content), **options))
-
-
-def test_missing_and_damaged_files(tmp_path):
-    with pytest.raises(ValueError, match="'none.txt' is not there"):
-        iter_documents("none.txt")  # at once, not at the first document
-    with pytest.raises(ValueError, match="no file matches"):
-        iter_documents(str(tmp_path / "*.txt"))
-    damaged = tmp_path / "a.txt.gz"
-    damaged.write_bytes(gzip.compress(os.urandom(5000))[:-2000])
-    with pytest.raises(ValueError, match="damaged gzip"):
-        list(iter_documents(str(damaged), encoding="latin-1"))
 
 
 # Token files
@@ -288,14 +67,14 @@ def test_equal_keys_reuse_the_file_and_any_change_makes_another(tmp_path, monkey
 
     monkeypatch.setattr(tokenfile, "encoder", counted)
     path = tmp_path / "a.txt"
-    write(path, "some text")
+    path.write_text("some text")
     source, cache, made = Source(str(path)), tmp_path / "cache", make("bpe")
 
     first = tokenise(source, made, cache)
     assert calls == [1]
     assert tokenise(source, make("bpe"), cache).folder == first.folder and calls == [1]
 
-    write(path, "other text!")
+    path.write_text("other text!")
     tokenise(source, made, cache)
     tokenise(source, made, cache, eos_id=300)
     tokenise(source, made, cache, forbid=[299])
@@ -494,98 +273,3 @@ def test_split_refuses(file, tmp_path):
         split(tokenise(["one"], tokenizer.bytes_(), tmp_path), 0.1)
     with pytest.raises(ValueError, match="no token"):
         split(tokenise(["one"], tokenizer.bytes_(), tmp_path), 0.1, by="stream")
-
-
-# Quality
-
-
-def test_entropies_and_distinct_n():
-    assert unigram_entropy(np.array([[1, 2], [3, 4]])) == pytest.approx(math.log(4))
-    samples = [np.array([1, 1, 1]), np.array([1, 2])]
-    assert sample_entropy(samples) == pytest.approx(math.log(2) / 2)
-    assert distinct_n(samples, 1) == 2 / 5 and distinct_n(samples, 2) == 2 / 3 and distinct_n(samples, 3) == 1
-    with pytest.raises(ValueError, match="n=4"):
-        distinct_n(samples, 4)
-    with pytest.raises(ValueError, match="no entropy"):
-        unigram_entropy(np.zeros(0, int))
-    with pytest.raises(ValueError, match="ids"):
-        sample_entropy(np.zeros((2, 3)))
-
-
-def brute_force(rows, order, vocab_size):
-    """Witten-Bell by dictionaries, straight from the formula."""
-    after = collections.defaultdict(collections.Counter)
-    for row in rows:
-        padded = [None] * (order - 1) + list(row)
-        for i in range(order - 1, len(padded)):
-            for k in range(order):
-                after[tuple(padded[i - k : i])][padded[i]] += 1
-
-    def p(word, context):
-        lower = p(word, context[1:]) if context else 1 / vocab_size
-        seen = after.get(context, {})
-        total = sum(seen.values())
-        return (seen.get(word, 0) + len(seen) * lower) / (total + len(seen)) if seen else lower
-
-    return p
-
-
-@pytest.mark.parametrize("order", [1, 2, 4])
-def test_the_ngram_model_is_witten_bell(order):
-    generator = np.random.default_rng(order)
-    fitted = [generator.integers(4, size=n) for n in (30, 1, 0, 12)]
-    scored = [generator.integers(5, size=n) for n in (25, 3)]  # token 4 was never seen
-    p = brute_force([row.tolist() for row in fitted], order, 5)
-    total = 0.0
-    for row in scored:
-        padded = [None] * (order - 1) + row.tolist()
-        for i in range(order - 1, len(padded)):
-            context = tuple(padded[i - order + 1 : i])
-            assert sum(p(word, context) for word in range(5)) == pytest.approx(1)
-            total -= math.log(p(padded[i], context))
-    found = NGram(order, 5).fit(fitted).nats(scored)
-    assert found.per_token == pytest.approx(total / 28) and found.per_row == pytest.approx(total / 2)
-
-
-def test_ngram_samples_follow_its_own_law():
-    generator = np.random.default_rng(3)
-    fitted = generator.choice(3, size=(40, 3), p=[0.6, 0.3, 0.1])
-    model, p = NGram(3, 3).fit(fitted), brute_force(fitted.tolist(), 3, 3)
-    drawn = model.sample(20_000, 2, seed=0)
-    assert np.array_equal(drawn, model.sample(20_000, 2, seed=0)) and not np.array_equal(
-        drawn, model.sample(20_000, 2, 1)
-    )
-    law = np.array([[p(a, (None, None)) * p(b, (None, a)) for b in range(3)] for a in range(3)])
-    counts = np.histogram2d(drawn[:, 0], drawn[:, 1], bins=3)[0]
-    chi2 = ((counts - 20_000 * law) ** 2 / (20_000 * law)).sum()
-    assert chi2 < 26.1  # 8 degrees of freedom, p = 0.001; the seeds are fixed
-    assert ((counts - 20_000 / 9) ** 2 / (20_000 / 9)).sum() > 1000  # the statistic tells laws apart
-
-
-def test_ngram_samples_stay_ended():
-    model = NGram(2).fit([np.array([0, 1, 2])] * 50)
-    drawn = model.sample(50, 10, seed=0, eos_id=2)
-    ended = (drawn == 2).argmax(1)
-    assert (ended > 0).any() and all((row[at:] == 2).all() for row, at in zip(drawn, ended) if 2 in row)
-
-
-def test_ngram_refuses():
-    with pytest.raises(ValueError, match="order 0"):
-        NGram(0)
-    with pytest.raises(ValueError, match="call fit"):
-        NGram(2).nats([np.array([1])])
-    with pytest.raises(ValueError, match=r"ids 0\.\.3 leave the vocabulary of 3"):
-        NGram(2, 3).fit([np.array([0, 3])])
-    with pytest.raises(ValueError, match="no token"):
-        NGram(2).fit([np.zeros(0, int)])
-
-
-def test_the_six_gram_of_tinyshakespeare():
-    """2.450 bits a character for the 6-gram and 4.829 for the unigram on the usual cut (90 % train, 10 % validation)."""
-    folder = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare"
-    if not (folder / "train.txt").is_file():
-        pytest.skip("no tinyshakespeare in shared/data beside the repository")
-    texts = [next(iter_documents(str(folder / f"{part}.txt"))) for part in ("train", "valid")]
-    train, valid = tokenizer.encoder(tokenizer.characters(texts))(texts)
-    bits = [NGram(order).fit([train]).nats([valid]).per_token / math.log(2) for order in (1, 6)]
-    assert bits == pytest.approx([4.829, 2.450], abs=5e-4)

@@ -1,4 +1,4 @@
-"""DiffusionTrainer: keyed data, exact accumulation and resumption, EMA, the stop on NaN, signals, evaluation, reports."""
+"""DiffusionTrainer: exact accumulation and resumption, EMA, the stop on NaN, signals, ranks."""
 
 import json
 import os
@@ -8,31 +8,24 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import IterableDataset
 from training_toy import LAYOUT, Gradients, StopAt, Toy, digest, objective, rows, spy, trainer
-from transformers import TrainerCallback, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
-from discdiff.config import build
-from discdiff.layout import pack
 from discdiff.noise import Noise
 from discdiff.training import (
     DiffusionTrainer,
     GracefulStop,
-    KeyedSampler,
     NonFiniteError,
     TrainingSettings,
-    collate,
     keyed_order,
     keyed_times,
     latest_checkpoint,
     load_weights,
     read_metrics,
-    token_batch,
 )
-from discdiff.training.evaluation import EVALUATION_SEED
 
 
 @pytest.fixture(autouse=True)
@@ -41,129 +34,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-# ---- settings
-
-
-@pytest.mark.parametrize(
-    "name, value",
-    [
-        ("steps", 0), ("steps", "100"), ("steps", True), ("batch_size", 0), ("accumulation", 3), ("learning_rate", 0.0),
-        ("learning_rate", float("nan")), ("schedule", "step"), ("schedule_by", "seconds"), ("warmup", 1001),
-        ("decay", 0.0), ("final", 2.0), ("betas", (0.9, 1.0)), ("clip", -1.0), ("ema", 1.0), ("keep", 1),
-        ("eval_draws", 0), ("workers", -1), ("device", "tpu"), ("max_seconds", -1.0), ("bf16", 1),
-    ],
-)  # fmt: skip
-def test_settings_name_what_is_wrong(name, value):
-    at = "batch_size" if name == "accumulation" else name
-    with pytest.raises(ValueError, match=f"^{at} is "):
-        TrainingSettings(**{name: value})
-
-
-def test_unknown_setting_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'learning_rate'"):
-        build(TrainingSettings, {"learning_rat": 1e-3})
-
-
-def test_schedules():
-    def at(step, seconds=0.0, **settings):
-        return TrainingSettings(steps=110, warmup=10, **settings).factor(step, seconds)
-
-    assert [at(s, schedule="constant") for s in (0, 4, 9, 60, 110)] == [0.1, 0.5, 1.0, 1.0, 1.0]
-    assert [at(s, schedule="linear", final=0.1) for s in (10, 60, 110)] == pytest.approx([1.0, 0.55, 0.1])
-    assert [at(s, schedule="cosine") for s in (10, 60, 110)] == pytest.approx([1.0, 0.5, 0.0])
-    assert [at(s, schedule="wsd", decay=0.5) for s in (10, 59, 85, 110)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
-    timed = {"schedule": "linear", "schedule_by": "seconds", "max_seconds": 20.0}
-    assert [at(50, s, **timed) for s in (0.0, 5.0, 30.0)] == pytest.approx([1.0, 0.75, 0.0])
-
-
-# ---- data
-
-
-def test_order_is_a_keyed_permutation():
-    state = torch.random.get_rng_state()
-    first = keyed_order(3, 0, 1000)
-    assert sorted(first.tolist()) == list(range(1000))
-    assert np.array_equal(first, keyed_order(3, 0, 1000))
-    for other in (keyed_order(3, 1, 1000), keyed_order(4, 0, 1000), np.arange(1000)):
-        assert (first == other).mean() < 0.02
-    assert torch.equal(state, torch.random.get_rng_state())
-
-
-def places(whole, batch, world, start=0, drop_last=True, count=43, stop=12):
-    used = count - count % whole if drop_last else count
-    shares = [
-        list(KeyedSampler(count, used, 5, batch, stop * whole, start=start * whole, world=world, process=p))
-        for p in range(world)
-    ]
-    steps: list[set] = []
-    parts = whole // batch // world
-    for step in range(len(shares[0]) // parts):
-        taken = [key for share in shares for part in share[step * parts : (step + 1) * parts] for key in part]
-        assert len(set(taken)) == whole
-        steps.append(set(taken))
-    return steps
-
-
-def test_ranks_and_accumulation_share_the_same_steps():
-    alone = places(8, 8, 1)
-    assert len(alone) == 12
-    assert alone == places(8, 2, 1) == places(8, 4, 2) == places(8, 1, 4)
-    assert alone[7:] == places(8, 2, 2, start=7)
-    epoch = set().union(*alone[:5])
-    assert {(e, r) for e, r, _ in epoch} == {(0, r) for r in range(40)}, "43 rows, batches of 8: 3 are dropped"
-    assert len({index for *_, index in epoch}) == 40
-
-
-def test_without_drop_last_a_batch_takes_rows_of_several_epochs():
-    steps = places(8, 8, 1, drop_last=False)
-    assert {e for e, *_ in steps[5]} == {0, 1}
-    assert sorted(i for step in steps for e, _, i in step if e == 0) == list(range(43))
-
-
-def test_times_are_a_low_discrepancy_sequence():
-    rank = torch.arange(1000)
-    times = keyed_times(7, torch.full_like(rank, 2), rank)
-    golden = (5**0.5 - 1) / 2
-    offset = float(keyed_times(7, torch.tensor([2]), torch.tensor([0]))[0]) - golden
-    expected = (offset + (rank.double() + 1) * golden) % 1.0
-    assert times.dtype == torch.float64
-    assert float(((times - expected + 0.5) % 1.0 - 0.5).abs().max()) < 1e-9
-    for part in (times[:100], times[400:500], times):
-        gaps = part.sort().values.diff()
-        assert float(gaps.max()) < 3 / len(part), "three-distance theorem: no gap is wide"
-    assert float((keyed_times(7, torch.full_like(rank, 3), rank) - times).abs().min()) > 1e-6
-    huge = keyed_times(7, torch.full_like(rank, 2), rank + 2**61)
-    assert float(huge.sort().values.diff().max()) < 3 / 1000, "ids of a stream may be any integer"
-
-
-def test_items_are_checked_before_the_run(tmp_path):
-    def start(**item):
-        return trainer(tmp_path, data=[{**row, **item} for row in rows()])
-
-    with pytest.raises(ValueError, match="known are tokens.*features.NAME"):
-        start(text=torch.zeros(3))
-    with pytest.raises(ValueError, match="int64"):
-        start(tokens=torch.zeros(12, dtype=torch.int32))
-    with pytest.raises(ValueError, match="illegal"):
-        start(tokens=torch.full((12,), 40))
-    with pytest.raises(ValueError, match="lower batch_size, or set drop_last=False"):
-        trainer(tmp_path, data=rows(5))
-    assert trainer(tmp_path, data=rows(5), drop_last=False, steps=4).train().global_step == 4
-    with pytest.raises(ValueError, match="'tokens' do not stack"):
-        collate([{"tokens": torch.zeros(3)}, {"tokens": torch.zeros(4)}])
-    with pytest.raises(ValueError, match="different keys"):
-        collate([{"tokens": torch.zeros(3)}, {"tokens": torch.zeros(3), "valid": torch.ones(3)}])
-
-
-def test_packed_rows_restart_their_slots():
-    packed = pack(LAYOUT, [torch.arange(n) % 16 for n in (5, 4, 3, 7, 2)], 10)
-    items = [{"tokens": x, "sample": y} for x, y in zip(packed.tokens, packed.sample, strict=True)]
-    batch = token_batch(LAYOUT, collate(items), check=True)
-    for name in ("tokens", "valid", "slot", "sample", "given"):
-        assert torch.equal(getattr(batch, name), getattr(packed, name)), name
-    assert not batch.unrestricted
 
 
 # ---- exactness
@@ -241,7 +111,9 @@ def test_streams_resume_exactly(tmp_path):
     with pytest.raises(ValueError, match="one process reads a stream"):
         trainer(tmp_path / "many", data=Stream(), workers=2).train()
     with pytest.raises(ValueError, match='need an integer "id"'):
-        trainer(tmp_path / "bare", data=type("Bare", (IterableDataset,), {"__iter__": lambda _: iter(rows())})()).train()
+        trainer(
+            tmp_path / "bare", data=type("Bare", (IterableDataset,), {"__iter__": lambda _: iter(rows())})()
+        ).train()
 
 
 def test_noise_is_keyed_by_row_and_epoch(tmp_path):
@@ -393,72 +265,6 @@ def test_time_limit_saves_evaluates_and_drives_the_schedule(tmp_path):
     assert again.state.global_step == step + 1, "the time of the resumed part counts"
 
 
-# ---- evaluation and reports
-
-
-def test_evaluation_is_the_mean_over_rows_and_draws(tmp_path):
-    model, data, draws = Toy(), rows(11), 3
-    result = trainer(tmp_path, model, evaluation=data, eval_draws=draws, eval_batch_size=4).evaluate()
-    batch = token_batch(LAYOUT, collate(data))
-    index, zero = torch.arange(11), torch.zeros(11, dtype=torch.int64)
-    start = keyed_times(EVALUATION_SEED, zero, index)
-    values, masked = [], []
-    model.eval()
-    for draw in range(draws):
-        noise = Noise.training(EVALUATION_SEED, zero + draw, index, batch.valid)
-        _, metrics = objective(model, batch, noise, (start + draw) / draws)
-        values.append(metrics["row_loss"])
-        masked.append(metrics["masked"])
-    each = torch.stack(values).double().mean(0)
-    assert result["eval_loss"] == pytest.approx(float(each.mean()), rel=1e-6)
-    assert result["eval_loss_error"] == pytest.approx(float(each.std() / 11**0.5), rel=1e-5)
-    assert result["eval_masked"] == pytest.approx(float(torch.stack(masked).mean()), rel=1e-6)
-    other = trainer(tmp_path, model, evaluation=data, eval_draws=draws, eval_batch_size=11, seed=9).evaluate()
-    assert other["eval_loss"] == pytest.approx(result["eval_loss"], rel=1e-6), "neither seed nor batch size matter"
-    both = trainer(tmp_path, model, evaluation={"a": data, "b": rows(4)}, eval_draws=draws).evaluate()
-    assert both["eval_a_loss"] == pytest.approx(result["eval_loss"], rel=1e-6) and "eval_b_loss_error" in both
-
-
-def test_standard_error_over_batches_where_rows_are_unknown(tmp_path):
-    def goal(model, batch, noise, time):
-        loss, metrics = objective(model, batch, noise, time)
-        return loss, {"masked": metrics["masked"]}
-
-    each = trainer(tmp_path, evaluation=rows(10), eval_batch_size=1).evaluate()
-    single = trainer(tmp_path, evaluation=rows(10), goal=goal, eval_batch_size=1).evaluate()
-    several = trainer(tmp_path, evaluation=rows(10), goal=goal, eval_batch_size=4).evaluate()
-    assert single["eval_loss_error"] == pytest.approx(each["eval_loss_error"], rel=1e-6)
-    assert several["eval_loss"] == pytest.approx(each["eval_loss"], rel=1e-6)
-    assert several["eval_loss_error"] > 0
-
-
-def test_reports_survive_resumption_and_torn_lines(tmp_path):
-    run = trainer(tmp_path, callbacks=[StopAt(9)], log_every=1, save_every=6, evaluation=rows(4), eval_every=3)
-    run.train()
-    path = tmp_path / "metrics.jsonl"
-    with path.open("a") as file:
-        file.write('{"step": 9, "lo')
-    for later in (tmp_path / "checkpoint-9").iterdir():
-        later.unlink()
-    trainer(tmp_path, log_every=1, save_every=6).train("auto")
-    lines = read_metrics(path)
-    assert [x["step"] for x in lines if "loss" in x] == list(range(1, 18))
-    assert [x["step"] for x in lines if "eval_loss" in x] == [3, 6]
-    assert [x["epoch"] for x in lines if "loss" in x] == pytest.approx([k / 5 for k in range(1, 18)])
-    assert {"step", "epoch", "seconds", "loss", "grad_norm", "learning_rate", "masked"} <= lines[0].keys()
-    seconds = [x["seconds"] for x in lines]
-    assert seconds == sorted(seconds)
-    assert sum(b"resumed" in line for line in path.read_bytes().splitlines()) == 1
-
-
-def test_training_learns_a_constant(tmp_path):
-    data = [{"tokens": torch.full((12,), 3)}] * 16
-    run = trainer(tmp_path, data=data, evaluation=data, steps=60, log_every=60, eval_every=60, schedule="constant")
-    before = run.evaluate()["eval_loss"]
-    run.train()
-    assert read_metrics(tmp_path / "metrics.jsonl")[-2]["eval_loss"] < 0.5 * before
-
-
 # ---- what was asked and what was reached
 
 
@@ -490,7 +296,14 @@ def test_arguments_that_break_a_promise_are_refused(tmp_path, name, value):
 def test_two_ranks_equal_one(tmp_path):
     """Two gloo ranks by torchrun: one rank's gradients, no shared noise, exact resumption, a NaN of one stops both."""
     root = Path(__file__).parents[1]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/training_toy.py", str(tmp_path)]
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "tests/training_toy.py",
+        str(tmp_path),
+    ]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, *command], cwd=root, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
@@ -513,4 +326,53 @@ def test_two_ranks_equal_one(tmp_path):
     assert len({d for rank in ranks for d in rank["digests"]}) == 1, "resumption with two ranks is exact"
     assert ranks[0]["evaluation"]["eval_loss"] == ranks[1]["evaluation"]["eval_loss"]
     assert all(rank["size"] == 2 for rank in ranks)
+    assert all(rank["sharded"] for rank in ranks), "FSDP2 shards are stored whole and come back"
+    onward, whole = trainer(tmp_path / "e", Toy(0.0), clip=0.0), trainer(tmp_path / "f", Toy(0.0), clip=0.0)
+    onward.train("auto")
+    whole.train()
+    for a, b in zip(onward.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     assert "the loss is nan" in ranks[1]["nan"] and "not finite" in ranks[0]["nan"]
+
+
+def test_a_stock_model_with_tied_weights(tmp_path):
+    """A `PreTrainedModel` whose head is its embedding: exact resumption, and `from_pretrained` of what is saved."""
+    config = LlamaConfig(
+        vocab_size=LAYOUT.vocab.total, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+
+    def start(folder, **options):
+        torch.manual_seed(0)
+        return trainer(tmp_path / folder, LlamaForCausalLM(config), goal=goal, steps=6, **options)
+
+    def goal(model, batch, noise, time):
+        return objective(lambda tokens: model(input_ids=tokens).logits[..., :16], batch, noise, time)
+
+    whole = start("whole")
+    whole.train()
+    start("parts", callbacks=[StopAt(2)]).train()
+    last = start("parts", ema=0.5)
+    last.train("auto")
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), last.model.parameters(), strict=True))
+    for run, name in ((whole, "plain"), (last, "averaged")):
+        run.save_model(tmp_path / name)
+        again = LlamaForCausalLM.from_pretrained(tmp_path / name)
+        expected = run.model.model.embed_tokens.weight if run.ema is None else run.ema.mean["model.embed_tokens.weight"]
+        assert torch.equal(again.lm_head.weight, expected)
+    LlamaForCausalLM.from_pretrained(tmp_path / "parts/checkpoint-6")
+
+
+def test_bfloat16_autocast_keeps_float32_weights(tmp_path):
+    seen = set()
+
+    def goal(model, batch, noise, time):
+        hook = model.mix.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
+        result = objective(model, batch, noise, time)
+        hook.remove()
+        return result
+
+    run = trainer(tmp_path, goal=goal, bf16=True, steps=2, evaluation=rows(4))
+    run.evaluate()
+    run.train()
+    assert seen == {torch.bfloat16} and {p.dtype for p in run.model.parameters()} == {torch.float32}

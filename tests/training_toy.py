@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from discdiff.layout import Layout, Segment, VocabLayout
 from discdiff.noise import MASK
-from discdiff.training import DiffusionTrainer, NonFiniteError, TrainingSettings
+from discdiff.training import EMA, DiffusionTrainer, NonFiniteError, TrainingSettings, states
 
 LAYOUT = Layout(VocabLayout(text_size=16), (Segment("text", "text", (12,)),))
 
@@ -50,7 +51,9 @@ def rows(count: int = 40) -> list[dict[str, Tensor]]:
     return [{"tokens": torch.randint(0, 16, (12,), generator=draw)} for _ in range(count)]
 
 
-def trainer(folder, model=None, data=None, evaluation=None, goal=objective, callbacks=(), **settings) -> DiffusionTrainer:
+def trainer(
+    folder, model=None, data=None, evaluation=None, goal=objective, callbacks=(), **settings
+) -> DiffusionTrainer:
     """A toy run of 8 rows per step; an epoch has 5 steps."""
     chosen = TrainingSettings(**{"steps": 17, "batch_size": 8, "learning_rate": 1e-2, "progress": False, **settings})
     model, data = Toy() if model is None else model, rows() if data is None else data
@@ -100,6 +103,52 @@ def spy(seen: list):
     return goal
 
 
+def sharded_states(folder: Path, rank: int) -> bool:
+    """Weights, optimizer and average of a model sharded by FSDP2 equal those of a whole one, and come back."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+
+    def start(shard: bool):
+        model = Toy(0.0)
+        if shard:
+            fully_shard(model, mesh=mesh)
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=True), EMA(model, 0.5)
+
+    def step(model, optimizer, ema, number):
+        optimizer.zero_grad()
+        model(torch.arange(12)[None]).square().sum().backward()
+        optimizer.step()
+        ema.update(number)
+
+    def everything(model, optimizer, ema):
+        tensors, _ = states.optimizer_state(optimizer, model)
+        return {**states.weights(model), **tensors, **{f"mean {k}": states.whole(x) for k, x in ema.mean.items()}}
+
+    one, two = start(False), start(True)
+    for number in range(3):
+        step(*one, number)
+        step(*two, number)
+    stored = everything(*two)
+    tensors, rest = states.optimizer_state(two[1], two[0])
+    if rank == 0:
+        folder.mkdir()
+        states.save_weights(two[0], {k: stored[k] for k in two[0].state_dict()}, folder, True)
+        mean = {name: stored[f"mean {name}"] for name in two[2].mean}
+        states.save_states(folder, {"optimizer": tensors, "ema": mean}, {"optimizer": rest})
+    dist.barrier()
+    three = start(True)
+    states.load_weights(three[0], folder)
+    states.load_optimizer_state(three[1], three[0], folder)
+    three[2].load(load_file(folder / "ema.safetensors"))
+    step(*one, 3)
+    step(*three, 3)
+    mine, theirs = everything(*one), everything(*three)
+    return mine.keys() == theirs.keys() and all(torch.allclose(mine[k], theirs[k], atol=1e-6) for k in mine)
+
+
 def two_ranks(folder: Path) -> None:
     """Run by torchrun: gradients of two ranks, a stop and resumption, and a NaN that only one rank sees."""
     import torch.distributed as dist
@@ -127,7 +176,9 @@ def two_ranks(folder: Path) -> None:
         trainer(folder / "d", Toy(), goal=broken, **plain).train()
     except NonFiniteError as error:
         caught = str(error)
+    trainer(folder / "e", Toy(0.0), callbacks=[StopAt(4)], **plain).train()  # one rank will go on from here
     result = {
+        "sharded": sharded_states(folder / "sharded", rank),
         "seen": seen,
         "digests": [digest(full), digest(resumed)],
         "evaluation": full.evaluate(),

@@ -82,7 +82,7 @@ class ModelDenoiser:
 class FunctionDenoiser:
     """A function `(state, step) -> logits (batch, length, K)` as a denoiser: for tables, toys and models of your own.
 
-    The function may also return a `Prediction`, or anything else with its methods.
+    The function may also return a `Prediction`.
     """
 
     function: Callable[[State, Step], Tensor | Prediction]

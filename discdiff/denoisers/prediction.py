@@ -11,6 +11,7 @@ from torch import Tensor
 from discdiff.denoisers.draw import Drawn, draw, rank
 from discdiff.layout import TokenBatch
 from discdiff.noise import TOKEN, Noise
+from discdiff.types import Info
 
 Logits = Callable[[Tensor, int], Tensor]
 """(flat sites (n,), alphabet number) -> logits (n, K) over that alphabet's symbols, in layout order, extras last."""
@@ -27,13 +28,21 @@ class Prediction:
 
     Sites are flat, row * length + column, and must be noisable. `draw` and `rank` need no table at all; `log_probs`
     gives one for sites of one alphabet. Committed tokens are never carried over here (`Process.own` does that).
-    latents: predictions of the state's clean latents by name, (batch, ...), from a network that has them.
+    latents: predictions of the state's clean latents by name, (batch, ...), from a network that has them. cost: what it
+    took (nfe, rows, positions fed), where that is not one call over all positions.
     """
 
     batch: TokenBatch
     logits: Logits
     transforms: tuple[Transform, ...] = ()
     latents: Mapping[str, Tensor] = field(default_factory=dict)
+    cost: Info | None = None
+
+    @property
+    def info(self) -> Info:
+        """What making the prediction took, the head not counted."""
+        rows, length = self.batch.tokens.shape
+        return Info(1, rows, 0, rows * length) if self.cost is None else self.cost
 
     def then(self, transform: Transform) -> Prediction:
         """The prediction with one more transform of its logits."""
@@ -48,8 +57,12 @@ class Prediction:
 
         moved = tuple(lambda x, sites, f=f: f(x, back(sites)) for f in self.transforms)
         latents = {name: x[index] for name, x in self.latents.items()}
-        return Prediction(
-            self.batch.rows(index), lambda sites, number: self.logits(back(sites), number), moved, latents
+        return replace(
+            self,
+            batch=self.batch.rows(index),
+            logits=lambda sites, number: self.logits(back(sites), number),
+            transforms=moved,
+            latents=latents,
         )
 
     def draw(self, index: Tensor, noise: Noise, stream: int = TOKEN, statistic: str | None = None) -> Drawn:
@@ -117,11 +130,11 @@ class Prediction:
         return logits
 
 
-def table(batch: TokenBatch, logits: Tensor) -> Prediction:
+def table(batch: TokenBatch, logits: Tensor, latents: Mapping[str, Tensor] | None = None) -> Prediction:
     """A prediction from a full table of logits `(batch, length, K)`; K is at least the widest alphabet asked for."""
 
     def pick(index: Tensor, number: int) -> Tensor:
         _, count, extras = batch.layout.alphabets[number]
         return logits.reshape(-1, logits.shape[-1])[index, : count + len(extras)]
 
-    return Prediction(batch, pick)
+    return Prediction(batch, pick, latents=latents or {})

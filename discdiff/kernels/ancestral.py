@@ -12,10 +12,10 @@ from torch import Tensor
 from discdiff.denoisers import inverse_cdf
 from discdiff.kernels.base import Asked, ask, select
 from discdiff.layout import TokenBatch
-from discdiff.noise import WAKE, Noise
+from discdiff.noise import TOKEN, WAKE, Noise
 from discdiff.processes import Absorbing, Process
 from discdiff.proposals import Factorised, Proposal
-from discdiff.types import Info, State, Step
+from discdiff.types import Alphabet, Info, State, Step
 
 NEG_INF = float("-inf")
 
@@ -76,13 +76,15 @@ class Ancestral:
             arrived = moving & (state.tokens != state.batch.layout.vocab.mask)
         committed = state.committed | arrived
         done = committed.sum() - state.committed.sum()
-        time = torch.where(moving, step.s, state.time)
+        time = torch.where(state.free, torch.minimum(state.time, step.s), state.time)
         return state._replace(committed=committed, time=time), info._replace(committed=done)
 
     def _hold(self, state: State, step: Step, index: Tensor) -> Tensor:
         x, t, s, alphabet = sites(state, step, index)
         hold = self.process.hold(x, t, s, alphabet)
-        return hold if step.rate is None else (1 - step.rate * (1 - hold)).clamp(min=0)
+        if step.rate is not None:
+            hold = (1 - step.rate * (1 - hold)).clamp(min=0)
+        return torch.where(_must_go(x, s, alphabet), 0.0, hold)
 
     def _drawn(self, asked: Asked) -> tuple[Tensor, Info]:
         """x0 from the proposal, then the process's own step: nothing as wide as the vocabulary."""
@@ -91,6 +93,7 @@ class Ancestral:
         clean = self.proposal.draw(asked.prediction, state, index, step, asked.noise)
         x0 = state.batch.symbols(clean.tokens, index)
         out = self.process.step(x, x0, t, s, asked.noise.uniform(WAKE, index), alphabet, step.rate)
+        out = torch.where(_must_go(out, s, alphabet), x0, out)
         return out, asked.info._replace(entropy=-clean.log_prob.mean(), ess=clean.ess)
 
     def _composed(self, asked: Asked) -> tuple[Tensor, Info]:
@@ -115,6 +118,8 @@ class Ancestral:
         if self.site is not None:
             log_p = self.site(log_p, asked)
         symbols = inverse_cdf((log_p - log_p.amax(-1, keepdim=True)).exp(), asked.noise.uniform(WAKE, asked.index))
+        x0 = inverse_cdf(log_x0.exp(), asked.noise.uniform(TOKEN, asked.index))
+        symbols = torch.where(_must_go(symbols, s, alphabet), x0, symbols)
         return symbols, -torch.where(log_x0 > NEG_INF, log_x0.exp() * log_x0, 0.0).sum(-1)
 
 
@@ -123,6 +128,11 @@ def sites(state: State, step: Step, index: Tensor) -> tuple[Tensor, Tensor, Tens
     x = state.batch.symbols(state.tokens.reshape(-1)[index], index)
     t, s = (time.expand(state.tokens.shape).reshape(-1)[index] for time in (step.t, step.s))
     return x, t, s, state.batch.sites(index)
+
+
+def _must_go(x: Tensor, s: Tensor, alphabet: Alphabet) -> Tensor:
+    """Masks at time 0, which is clean whatever the rate, the guidance and a schedule that ends below 1 leave there."""
+    return (x == alphabet.size) & (s <= 0)
 
 
 def _alike(batch: TokenBatch, index: Tensor) -> list[Tensor]:

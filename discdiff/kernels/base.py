@@ -77,8 +77,7 @@ def ask(denoiser: Any, process: Process, state: State, step: Step, noise: Noise,
     prediction = denoiser(state, step)
     if denoiser.kind == "cavity":
         prediction = prediction.then(own_transform(process, state, step))
-    positions = len(chosen) * length
-    return Asked(prediction, state, step, noise, index, Info(1, len(chosen), len(index), positions))
+    return Asked(prediction, state, step, noise, index, prediction.info._replace(head_rows=len(index)))
 
 
 def own_transform(process: Process, state: State, step: Step) -> Any:

@@ -78,7 +78,7 @@ class Commit:
     def _choose(self, state: State, step: Step, eligible: Tensor, score: Tensor) -> Tensor:
         """The best of each row and pool, bool (batch, length)."""
         chosen = torch.zeros_like(eligible)
-        left = torch.where(state.free, 1 - self.quota.alpha(step.s), 0.0)
+        left = torch.where(state.free & (step.s > 0), 1 - self.quota.alpha(step.s), 0.0)  # nothing is left at time 0
         for pool in self._pools(state):
             here = eligible & pool
             now = (state.free & ~state.committed & pool).sum(1)

@@ -133,7 +133,7 @@ def make_batch(
     rows, length = tokens.shape
     if rows == 0 or length == 0 or (slot is None and length != layout.length):
         raise ValueError(f"tokens have shape {(rows, length)}, the layout wants (batch >= 1, {layout.length})")
-    unrestricted = valid is None and sample is None
+    unrestricted = valid is None and sample is None and slot is None
     device = tokens.device
     everywhere = torch.ones(rows, length, dtype=torch.bool, device=device)
     valid = everywhere if valid is None else valid

@@ -169,7 +169,8 @@ class Layout:
         """The per-position tables on a device, built once."""
         key = f"tables@{device}"
         if key not in self.__dict__:
-            self.__dict__[key] = Tables(*(x.to(device) for x in self._build()))
+            with torch.inference_mode(False):  # tables made inside inference mode could never meet a gradient
+                self.__dict__[key] = Tables(*(x.to(device) for x in self._build()))
         return self.__dict__[key]
 
     @cached_property

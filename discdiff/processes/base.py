@@ -42,6 +42,11 @@ def ratio(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(a == 0, 0.0, a / b)
 
 
+def safe_log(p: Tensor) -> Tensor:
+    """log p, with gradient 0 instead of nan where p is 0 and the log -inf."""
+    return torch.where(p > 0, torch.where(p > 0, p, 1.0).log(), NEG_INF)
+
+
 @dataclass(frozen=True)
 class Process:
     """A corruption process with two-valued noise; subclasses give `marginal`, its derivative, and the rates.
@@ -104,9 +109,7 @@ class Process:
         """log q_t(. | p0) = log(a_t p0 + b_t) over all S states, `(..., K) -> (..., K + 1)`."""
         now = _columns(self.marginal(as_time(t, log_x0[..., 0]), log_x0.shape[-1]), log_x0)
         p = log_x0.exp()
-        # the mask's column apart: the gradient of log(0 * sum p) would be nan where nothing is masked
-        mask = now.mask.log() + log_x0.logsumexp(-1, keepdim=True)
-        return torch.cat([(now.keep * p + now.token).log(), mask], -1)
+        return safe_log(torch.cat([now.keep * p + now.token, p.sum(-1, keepdim=True) * now.mask], -1))
 
     # -- the reverse step -------------------------------------------------------------------------------------------
 
@@ -128,9 +131,9 @@ class Process:
         into_token = torch.where(is_mask, step.mask, step.token + torch.where(here, step.keep, 0.0))
         stay = 1.0 if self.mask_absorbing else step.keep + step.mask
         into_mask = torch.where(is_mask, stay, 0.0 if self.mask_absorbing else step.token)
-        return torch.cat(
-            [into_token * (early.keep * weight + early.token * total), into_mask * early.mask * total], -1
-        ).log()
+        return safe_log(
+            torch.cat([into_token * (early.keep * weight + early.token * total), into_mask * early.mask * total], -1)
+        )
 
     def hold(self, x: Tensor, t: float | Tensor, s: float | Tensor, alphabet: int | Alphabet) -> Tensor:
         """min over x0 of q(x_s = x_t | x_t, x0): the chance, known without a network, that a position stays."""

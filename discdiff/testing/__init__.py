@@ -1,5 +1,6 @@
 """Laws and conformance checks that a user can run on parts of their own."""
 
+from discdiff.testing.conformance import check_conformance, conformance_layout
 from discdiff.testing.toy import Toy, check_kernel, noise_floor, total_variation, toy
 
-__all__ = ["Toy", "check_kernel", "noise_floor", "total_variation", "toy"]
+__all__ = ["Toy", "check_conformance", "check_kernel", "conformance_layout", "noise_floor", "total_variation", "toy"]

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from discdiff.layout import Layout, TokenBatch, make_batch
 from discdiff.noise import ORDER, TIME, Noise
+from discdiff.training.signals import ignore_interrupt
 
 Key = tuple[int, int, int]
 COLUMNS = ("tokens", "valid", "given", "sample", "slot", "id")
@@ -135,6 +136,26 @@ class KeyedStream(IterableDataset[dict[str, Any]]):
                 empty = False
             epoch += 1
         raise ValueError(f"the stream gave nothing in pass {epoch - 1}: it must be possible to iterate it again")
+
+
+def loader(args: Any, rows: Any, **options: Any) -> DataLoader:
+    """A DataLoader after the `TrainingArguments`. Raises ValueError for a stream with several workers.
+
+    It is not passed through accelerate: rows are already shared out among ranks, and nothing is read ahead of a stop.
+    """
+    workers = args.dataloader_num_workers
+    if isinstance(rows, IterableDataset) and workers > 1:
+        raise ValueError(f"workers is {workers}: one process reads a stream, set workers to 0 or 1")
+    return DataLoader(
+        rows,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=args.dataloader_pin_memory,
+        prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+        worker_init_fn=ignore_interrupt,
+        generator=torch.Generator(),  # without one, every iterator would draw from the global generator
+        **options,
+    )
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from discdiff.layout import Layout, TokenBatch
 from discdiff.noise import Noise
-from discdiff.training.data import keyed_times, token_batch
+from discdiff.training.data import KeyedRows, keyed_times, loader, token_batch
+
+if TYPE_CHECKING:
+    from discdiff.training.trainer import DiffusionTrainer
 
 Objective = Callable[[nn.Module, TokenBatch, Noise, Tensor], tuple[Tensor, dict[str, Tensor]]]
 EVALUATION_SEED = 0x45564C  # not the run's: models of different runs are compared on the same noise
@@ -68,3 +72,28 @@ def summary(parts: Iterable[dict[str, float]]) -> dict[str, float]:
     spread = max(w2xx - 2 * mean * w2x + mean**2 * w2, 0.0)
     error = math.sqrt(spread * n / (n - 1)) / w if n > 1 else math.nan
     return {"loss": mean, "loss_error": error, **{name.removeprefix("sum "): x / w for name, x in total.items()}}
+
+
+def evaluate(trainer: DiffusionTrainer, rows: Any) -> dict[str, float]:
+    """Means over a data set, every row counted once, shared out among the ranks; the model keeps its mode.
+
+    Raises ValueError for a data set without a known length, or with fewer rows than ranks.
+    """
+    args, model, handler = trainer.args, trainer.model, trainer.callback_handler
+    if not hasattr(rows, "__len__") or len(rows) < args.world_size:
+        raise ValueError("evaluation needs a data set of known length with a row per rank: take a list from a stream")
+    mine = [(0, i, i) for i in range(args.process_index, len(rows), args.world_size)]
+    size = args.per_device_eval_batch_size
+    batches = loader(args, KeyedRows(rows), batch_sampler=[mine[i : i + size] for i in range(0, len(mine), size)])
+    if not trainer.accelerator._models:  # not trained yet: mixed precision as in training
+        model = trainer.accelerator.prepare_model(model, evaluation_mode=True)
+    training, handler.eval_dataloader = model.training, batches
+
+    def each() -> None:
+        trainer.control = handler.on_prediction_step(args, trainer.state, trainer.control)
+
+    model.eval()
+    moved = map(trainer._prepare_inputs, batches)
+    sums = evaluate_rows(trainer.objective, model, trainer.layout, moved, trainer.knobs.eval_draws, each)
+    model.train(training)
+    return summary(gather_object([sums]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def save(trainer: DiffusionTrainer) -> None:
     training = {"settings": to_dict(trainer.knobs), "layout": to_dict(trainer.layout)}
     if trainer.settings is None:
         training["arguments"] = json.loads(args.to_json_string())
-    scheduler = {"scheduler": trainer.lr_scheduler.state_dict(), "seconds": trainer.seconds}
+    scheduler = {"scheduler": trainer.lr_scheduler.state_dict(), "seconds": trainer.elapsed()}
 
     def write(folder: Path) -> None:
         states.save_weights(model, weights, folder, original_format=False)
@@ -83,12 +84,16 @@ def find(trainer: DiffusionTrainer, resume: str | Path | None) -> tuple[str | No
         path = latest_checkpoint(folder) if resume == "auto" else None if resume is None else Path(resume)
         manifest = {} if path is None else verify(path)
         step, own = manifest.get("step", 0), identity(trainer)
-        for newer in checkpoints(folder):
-            if int(newer.name.split("-")[1]) > step and _complete(newer):
-                raise CheckpointError(
-                    f"{newer} is newer than step {step} where this run would begin: "
-                    f'resume="auto" goes on from the newest, another output_dir starts anew'
-                )
+        newer = [x for x in checkpoints(folder) if int(x.name.split("-")[1]) > step]
+        for one in newer if resume == "auto" else ():
+            one.rename(
+                one.with_name(f"damaged-{one.name}-{time.time_ns()}")
+            )  # skipped above; it must not count as kept
+        if newer and resume != "auto" and any(_complete(one) for one in newer):
+            raise CheckpointError(
+                f"{newer[0]} is newer than step {step} where this run would begin: "
+                f'resume="auto" goes on from the newest, another output_dir starts anew'
+            )
         for name, value in own.items() if manifest else ():
             stored = manifest.get("run", {}).get(name)
             if stored != value:

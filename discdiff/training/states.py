@@ -40,7 +40,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: whole(x.detach()) for name, x in model.state_dict(keep_vars=True).items()}
 
 
-def save_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path, original_format: bool) -> None:
+def save_weights(model: Any, tensors: dict[str, Tensor], folder: Path, original_format: bool) -> None:
     """`save_pretrained` with these tensors, or `model.safetensors` for a plain module, where tied ones are stored once.
 
     original_format: key names of the published checkpoint that a stock model came from, rather than the module's own.
@@ -137,9 +137,9 @@ def load_random_state(device: torch.device, folder: str | Path, process: int) ->
     states = load_file(Path(folder) / "rng_state.safetensors")
     if process >= len(states["cpu"]):
         return False
-    torch.random.set_rng_state(states["cpu"][process])
+    torch.random.set_rng_state(states["cpu"][process].clone())  # a view into the stack makes torch crash
     if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"][process], device)
+        torch.cuda.set_rng_state(states["cuda"][process].clone(), device)
     return True
 
 

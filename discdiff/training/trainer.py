@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -23,11 +22,11 @@ from discdiff.layout import Layout
 from discdiff.noise import Noise
 from discdiff.training import data, persistence, states
 from discdiff.training.ema import EMA
-from discdiff.training.evaluation import Objective, evaluate_rows, summary
+from discdiff.training.evaluation import ROW_LOSS, Objective, evaluate
 from discdiff.training.guards import blame, check_arguments, check_reached
 from discdiff.training.metrics import MetricsLog
 from discdiff.training.settings import TrainingSettings, settings_of
-from discdiff.training.signals import GracefulStop, ignore_interrupt
+from discdiff.training.signals import GracefulStop
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +44,8 @@ class DiffusionTrainer(Trainer):
     a run does not depend on workers, ranks or accumulation, and a resumed one equals an uninterrupted one bit for bit.
     """
 
+    lr_scheduler: Any
+    control: Any
     loss_is_scaled_for_ga = False  # each part's loss is a mean: Trainer divides by the number of parts
 
     def __init__(
@@ -62,7 +63,7 @@ class DiffusionTrainer(Trainer):
         self.settings = args if isinstance(args, TrainingSettings) else None
         if self.settings is not None and output_dir is None:
             raise ValueError("output_dir is None: with TrainingSettings, say where checkpoints and metrics go")
-        arguments = copy.copy(args) if self.settings is None else self.settings.to_arguments(str(output_dir))
+        arguments: Any = copy.copy(args) if self.settings is None else self.settings.to_arguments(str(output_dir))
         check_arguments(arguments)
         self.objective, self.layout = objective, layout
         self.whole = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
@@ -119,7 +120,7 @@ class DiffusionTrainer(Trainer):
         loss, metrics = self.objective(model, batch, noise, times)
         self._losses.append((loss.detach(), inputs["id"]))
         for name, x in metrics.items():
-            if x.numel() == 1:
+            if x.numel() == 1 and name != ROW_LOSS:
                 value = x.detach().reshape(()).float()
                 total, count = self._sums.get(name, (torch.zeros_like(value), 0))
                 self._sums[name] = (total + value, count + 1)
@@ -131,15 +132,19 @@ class DiffusionTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         return self._checked_norm(model, None) if grad_norm is None else grad_norm
 
+    def elapsed(self) -> float:
+        """Seconds of training until now on this process, resumed parts included."""
+        return self._before + time.monotonic() - self._began
+
     def _checked_norm(self, model: nn.Module, limit: float | None) -> Tensor:
         """Gradient norm, then clipped to `limit`. The one host read of a step: finite? and do all ranks go on?
 
         Before clipping, which would spread one NaN over all gradients and hide where it came from.
         """
         parameters = [p for p in model.parameters() if p.grad is not None]
-        norm = states.whole(nn.utils.get_total_norm([p.grad for p in parameters]))
+        norm = states.whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         finite = torch.stack([norm.double(), *(loss.double() for loss, _ in self._losses)]).isfinite().all()
-        host = torch.tensor([self._stop.requested, self._before + time.monotonic() - self._began], dtype=torch.float64)
+        host = torch.tensor([self._stop.requested, self.elapsed()], dtype=torch.float64)
         flags = torch.cat([(~finite).double()[None], host.to(norm.device)])
         if self.args.world_size > 1:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
@@ -173,24 +178,9 @@ class DiffusionTrainer(Trainer):
         batch, stop, rows = self._train_batch_size, self.args.max_steps * self.whole, self.train_dataset
         ranks = {"start": self._start, "world": self.args.world_size, "process": self.args.process_index}
         if self.streams:
-            return self._loader(data.KeyedStream(rows, batch, stop, **ranks), batch_size=batch)
+            return data.loader(self.args, data.KeyedStream(rows, batch, stop, **ranks), batch_size=batch)
         sampler = data.KeyedSampler(len(rows), self.epoch_rows, self.knobs.seed, batch, stop, **ranks)
-        return self._loader(data.KeyedRows(rows), batch_sampler=sampler)
-
-    def _loader(self, rows: Any, **options: Any) -> DataLoader:
-        workers = self.args.dataloader_num_workers
-        if isinstance(rows, IterableDataset) and workers > 1:
-            raise ValueError(f"workers is {workers}: one process reads a stream, set workers to 0 or 1")
-        return DataLoader(
-            rows,
-            collate_fn=data.collate,
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
-            worker_init_fn=ignore_interrupt,
-            generator=torch.Generator(),  # without one, every iterator would draw from the global generator
-            **options,
-        )
+        return data.loader(self.args, data.KeyedRows(rows), batch_sampler=sampler)
 
     # ---- evaluation and reports
 
@@ -206,34 +196,16 @@ class DiffusionTrainer(Trainer):
         if isinstance(rows, dict):
             parts = [self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in rows.items()]
             return {name: value for part in parts for name, value in part.items()}
-        if not hasattr(rows, "__len__") or len(rows) < self.args.world_size:
-            raise ValueError(
-                "evaluation needs a data set of known length with a row per rank: take a list from a stream"
-            )
-        began, model, size = time.monotonic(), self.model, self.args.per_device_eval_batch_size
-        mine = [(0, i, i) for i in range(self.args.process_index, len(rows), self.args.world_size)]
-        loader = self._loader(
-            data.KeyedRows(rows), batch_sampler=[mine[i : i + size] for i in range(0, len(mine), size)]
-        )
-        if not self.accelerator._models:  # not yet trained: mixed precision as in training
-            model = self.accelerator.prepare_model(model, evaluation_mode=True)
-        training, self.callback_handler.eval_dataloader = model.training, loader
-
-        def each() -> None:
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-
-        with self._averaged():
-            model.eval()
-            batches = map(self._prepare_inputs, loader)
-            sums = evaluate_rows(self.objective, model, self.layout, batches, self.knobs.eval_draws, each)
-            model.train(training)
-        values = {**summary(gather_object([sums])), "seconds": time.monotonic() - began}
-        logs = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        began = time.monotonic()
+        with self.averaged():
+            values = evaluate(self, rows)
+        logs = {f"{metric_key_prefix}_{name}": x for name, x in {**values, "seconds": time.monotonic() - began}.items()}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
 
-    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Within, the model has its EMA weights, where there are any and `ema_eval` is set."""
         return self.ema.swapped() if self.ema is not None and self.knobs.ema_eval else contextlib.nullcontext()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -245,20 +217,20 @@ class DiffusionTrainer(Trainer):
             self._sums.clear()
         super().log(logs, start_time)
         if self.is_world_process_zero():
-            seconds = round(self._before + time.monotonic() - self._began, 3)
-            self.metrics_log.write(**{"step": self.state.global_step, "seconds": seconds, **logs})
+            self.metrics_log.write(**{"step": self.state.global_step, "seconds": round(self.elapsed(), 3), **logs})
 
     # ---- checkpoints
 
     @property
     def bare_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer without accelerate's wrapper."""
-        return getattr(self.optimizer, "optimizer", self.optimizer)
+        optimizer: Any = self.optimizer
+        return getattr(optimizer, "optimizer", optimizer)
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """The model for use (`from_pretrained`): its EMA weights where there are any and `ema_eval` is set."""
         model = self.accelerator.unwrap_model(self.model)
-        with self._averaged():
+        with self.averaged():
             weights = states.weights(model)
             if self.args.should_save:
                 folder = Path(output_dir or self.args.output_dir)

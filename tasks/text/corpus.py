@@ -117,7 +117,10 @@ class PackedRows:
         counts = np.diff(np.minimum(self.stops[here], last), prepend=first)  # tokens of each document in this row
         # From a place in the joined documents to the place in the file.
         shifts = self.part.starts[here] + self.part.lengths[here] - self.stops[here]
-        tokens = self.part.file.tokens[np.arange(first, last) + np.repeat(shifts, counts)].astype(np.int64)
+        if (shifts == shifts[0]).all():  # neighbours in the file too
+            tokens = self.part.file.tokens[first + shifts[0] : last + shifts[0]].astype(np.int64)
+        else:
+            tokens = self.part.file.tokens[np.arange(first, last) + np.repeat(shifts, counts)].astype(np.int64)
         sample = np.repeat(np.arange(len(counts)), counts) if self.boundaries else np.zeros(last - first, np.int64)
         row = {"tokens": tokens, "sample": sample, "id": index}
         if self.pad_id is None:

@@ -37,7 +37,8 @@ class TokenFile:
         except (OSError, ValueError) as error:
             raise ValueError(f"{str(folder)!r} is no token file ({error}): write one with `tokenise`") from error
         self.verify()
-        self.tokens = np.memmap(self.folder / TOKENS, dtype=self.header["dtype"], mode="r")
+        # As plain arrays: np.memmap's own indexing costs more than a row's tokens do.
+        self.tokens = np.asarray(np.memmap(self.folder / TOKENS, dtype=self.header["dtype"], mode="r"))
         self.offsets = np.load(self.folder / OFFSETS, mmap_mode="r", allow_pickle=False)
 
     def verify(self) -> None:

@@ -1,0 +1,13 @@
+"""The library's transformer, registered with the Auto classes of transformers when this package is imported."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+from discdiff.models.cache import KVCache
+from discdiff.models.config import DiscDiffConfig
+from discdiff.models.transformer import DiscDiffModel, DiscDiffOutput
+
+AutoConfig.register("discdiff", DiscDiffConfig, exist_ok=True)
+AutoModel.register(DiscDiffConfig, DiscDiffModel, exist_ok=True)
+AutoModelForMaskedLM.register(DiscDiffConfig, DiscDiffModel, exist_ok=True)
+
+__all__ = ["DiscDiffConfig", "DiscDiffModel", "DiscDiffOutput", "KVCache"]

@@ -1,0 +1,182 @@
+"""DiscDiffConfig: the shape of the transformer as data, checked before anything is allocated."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import math
+import os
+from dataclasses import fields
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from discdiff.layout import VocabLayout
+
+POOLS = 75  # modality embeddings: text, and as many modalities as a VocabLayout can hold
+DEPTHS = 64  # depth embeddings: levels that a modality may have
+TIME_FEATURES = 256
+_LARGEST = 2**40  # parameters; no model of this kind has that many
+_COUNTS = {"hidden_size": 2**20, "num_layers": 4096, "num_heads": 2**14, "max_length": 2**31, "max_depth": DEPTHS}
+_SWITCHES = ("time_conditioning", "qk_norm", "tie_word_embeddings")
+_OPEN_UNIT = "a number above 0 and below 1"
+_NUMBERS = {
+    "mlp_ratio": (lambda x: 0 < x <= 64, "a number above 0, at most 64; 8/3 is usual with SwiGLU"),
+    "rope_theta": (lambda x: 1 <= x < math.inf, "a finite number of at least 1, such as 10000"),
+    "dropout": (lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+    "norm_eps": (lambda x: 0 < x < 1, _OPEN_UNIT + ", such as 1e-6"),
+    "initializer_range": (lambda x: 0 < x < 1, _OPEN_UNIT + ", such as 0.02"),
+}
+
+
+class DiscDiffConfig(PreTrainedConfig):
+    """Shape of a `DiscDiffModel`.
+
+    mlp_ratio: hidden units of the SwiGLU per unit of width, rounded to a multiple of 32. max_length: network slots a row
+    may have. max_depth: levels a packed slot may have, 1 = none. vocab: a `VocabLayout` or its JSON dictionary. layout,
+    process: JSON dictionaries kept for the user and not read here. prediction: what the network was trained to predict,
+    "own" p(x0_i | x_t) or "cavity" p(x0_i | x_t without i).
+
+    Raises ValueError, naming field, value and remedy, for an unknown key, a wrong type, an impossible number, a head
+    dimension that is odd or no integer, and sizes beyond any machine.
+    """
+
+    model_type = "discdiff"
+    attribute_map = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
+
+    hidden_size: int = 256
+    num_layers: int = 6
+    num_heads: int = 4
+    mlp_ratio: float = 8 / 3
+    rope_theta: float = 10000.0
+    max_length: int = 4096
+    max_depth: int = 1
+    vocab: dict[str, Any] | None = None
+    layout: dict[str, Any] | None = None
+    process: dict[str, Any] | None = None
+    prediction: str = "own"
+    time_conditioning: bool = False
+    qk_norm: bool = False
+    dropout: float = 0.0
+    norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for key in kwargs:
+            if key not in _inherited():
+                own = [f.name for f in fields(type(self))]
+                near = difflib.get_close_matches(key, own, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"unknown key {key!r} of DiscDiffConfig{hint} Its own are {', '.join(_own())}")
+        self.check()
+        super().__post_init__(**kwargs)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        """Hidden units of the SwiGLU."""
+        return max(32, round(self.hidden_size * self.mlp_ratio / 32) * 32)
+
+    @property
+    def vocab_layout(self) -> VocabLayout:
+        """`vocab` as a VocabLayout."""
+        return VocabLayout.from_json(self.vocab or {})
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, small vectors left out."""
+        width, tables = self.hidden_size, self.vocab_layout.total * (1 if self.tie_word_embeddings else 2)
+        block = 4 * width**2 + 3 * width * self.mlp_size + 4 * width**2 * self.time_conditioning
+        pack = 2 * self.max_depth * width**2 if self.max_depth > 1 else 0
+        return (tables + POOLS + DEPTHS) * width + self.num_layers * block + pack
+
+    def check(self) -> None:
+        """Raise ValueError for a value that cannot be; `__init__` calls it, and so does the model."""
+        for name, most in _COUNTS.items():
+            value = getattr(self, name)
+            good = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+            _require(name, value, good, f"give an integer from 1 to {most}")
+        for name, (fits, remedy) in _NUMBERS.items():
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            _require(name, value, is_number and fits(value), f"give {remedy}")
+        for name in _SWITCHES:
+            value = getattr(self, name)
+            _require(name, value, isinstance(value, bool), "give True or False")
+        _require("prediction", self.prediction, self.prediction in ("own", "cavity"), "give 'own' or 'cavity'")
+        for name in ("vocab", "layout", "process"):
+            setattr(self, name, _json(name, getattr(self, name)))
+        if self.hidden_size % self.num_heads or self.head_dim % 2:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size} and num_heads {self.num_heads}: heads of "
+                f"{self.hidden_size / self.num_heads:g} do not rotate, give a hidden_size that is an even multiple of num_heads"
+            )
+        self.vocab = json.loads(self._checked_vocab().to_json())
+        if self.parameters > _LARGEST:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}, num_layers {self.num_layers} and the vocabulary has "
+                f"{self.vocab_layout.total} ids: {self.parameters:.1e} weights fit on no machine, make one of them smaller"
+            )
+
+    def _checked_vocab(self) -> VocabLayout:
+        try:
+            vocab = self.vocab_layout
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"vocab is {self.vocab!r}: give a VocabLayout or its JSON dictionary ({error})") from error
+        deepest = max((m.depth for m in vocab.modalities), default=1)
+        _require("vocab", self.vocab, deepest <= DEPTHS, f"a modality may have at most {DEPTHS} levels, not {deepest}")
+        numbers = [vocab.text_size, vocab.multiple, vocab.mask_id or 0, *(m.codebook for m in vocab.modalities)]
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+        _require("vocab", self.vocab, whole, "sizes and ids of a vocabulary are integers")
+        return vocab
+
+
+def check_memory(config: DiscDiffConfig, itemsize: int) -> None:
+    """Raise ValueError when the weights alone exceed the memory of this machine."""
+    need, have = config.parameters * itemsize, _physical_memory()
+    if need > have:
+        raise ValueError(
+            f"hidden_size {config.hidden_size} with num_layers {config.num_layers} has {need / 2**30:.0f} GiB of weights, "
+            f"this machine {have / 2**30:.0f} GiB of memory: take a smaller model or dtype, or a larger machine"
+        )
+
+
+def _physical_memory() -> int:
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 2**46  # unknown: only what no machine has is refused
+
+
+def _require(name: str, value: Any, ok: bool, remedy: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} is {value!r}: {remedy}")
+
+
+def _json(name: str, value: Any) -> dict[str, Any] | None:
+    if isinstance(value, VocabLayout):
+        value = json.loads(value.to_json())
+    _require(name, value, value is None or isinstance(value, dict), "give a JSON dictionary or None")
+    try:
+        return json.loads(json.dumps(value))  # tuples become lists now, so that a saved configuration equals this one
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {value!r}: it must be JSON, {error}") from error
+
+
+@functools.cache
+def _inherited() -> frozenset[str]:
+    """Keys that transformers itself puts into configurations: its fields, private notes, and what Trainer writes."""
+    base = PreTrainedConfig()
+    loading = ("torch_dtype", "num_labels", "attn_implementation", "experts_implementation", "per_layer_config")
+    trainer = ("use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "quantization_config", "name_or_path")
+    return frozenset((*(f.name for f in fields(base)), *vars(base), *base.to_dict(), *loading, *trainer))
+
+
+def _own() -> list[str]:
+    inherited = {f.name for f in fields(PreTrainedConfig)}
+    return [f.name for f in fields(DiscDiffConfig) if f.name not in inherited]
