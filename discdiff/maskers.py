@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from discdiff.layout import TokenBatch
@@ -73,23 +72,23 @@ class FixedCount:
 
 @dataclass(frozen=True)
 class DepthSuffix:
-    """ResGen (arXiv 2412.10208): n = ceil((1 - alpha(t)) L D) units spread over L slots by the multivariate
-    hypergeometric law; of a slot's k_i units the k_i deepest levels are hidden. `depth` is D; weight 1.
+    """ResGen (arXiv 2412.10208): n = ceil((1 - alpha(t)) L D) units spread over the slots by the multivariate
+    hypergeometric law; of a slot's k_i units the k_i deepest levels are hidden. Weight 1.
     """
 
-    depth: int = 4
     schedule: Schedule = field(default_factory=CosineMD4)
 
     def __call__(self, batch: TokenBatch, noise: Noise, t: Tensor) -> Masked:
         free = batch.free
-        if free.shape[1] % self.depth:
-            raise ValueError(f"{free.shape[1]} positions are no multiple of depth {self.depth}")
         total = free.sum(1)
         count = torch.minimum(((1 - self.schedule.alpha(t.double())) * total - 1e-9).ceil().long(), total)
         chosen = lowest(noise.uniform(MASK), count, free)  # a uniform subset of units has hypergeometric slot counts
-        k = rearrange(chosen, "b (n q) -> b n q", q=self.depth).sum(-1, keepdim=True)
-        level = torch.arange(self.depth, device=free.device)
-        hidden = rearrange(level >= self.depth - k, "b n q -> b (n q)") & free
+        level = batch.layout.tables(free.device).depth[batch.slot]
+        slot = (level == 0).long().cumsum(1) - 1
+        hit, deep = (
+            torch.zeros_like(slot).scatter_add(1, slot, x.long()).gather(1, slot) for x in (chosen, torch.ones_like(free))
+        )
+        hidden = free & (level >= deep - hit)
         return Masked(hidden, torch.ones(hidden.shape, dtype=torch.float64, device=free.device))
 
 

@@ -58,10 +58,11 @@ class Ancestral:
             moving = moving & ~state.committed
         index, info = select(moving), Info()
         composed = self.site is not None or step.score_power is not None
-        awake = noise.uniform(WAKE, index) >= self._hold(state, step, index)
-        if self.decide_first and not composed:
-            index = index[awake]
-        if len(index) and (bool(awake.any()) or composed):
+        hold = self._hold(state, step, index)
+        awake = noise.uniform(WAKE, index) >= hold
+        unsure = hold < 1 - 1e-12  # elsewhere the law is one-hot, whatever the network says
+        index = index[awake if self.decide_first and not composed else unsure & (awake.any() | composed)]
+        if len(index):
             asked = ask(denoiser, self.process, state, step, noise, index)
             symbols, info = self._composed(asked) if composed else self._drawn(asked)
             tokens = (

@@ -76,14 +76,15 @@ class Commit:
         return state._replace(time=torch.where(state.free, torch.minimum(state.time, step.s), state.time))
 
     def _choose(self, state: State, step: Step, eligible: Tensor, score: Tensor) -> Tensor:
-        """The best of each row and pool, bool (batch, length)."""
-        chosen = torch.zeros_like(eligible)
+        """The best of each row and pool, bool (batch, length); a position whose time is up comes before any score."""
+        chosen, due = torch.zeros_like(eligible), eligible & (step.s <= 0)
         left = torch.where(state.free & (step.s > 0), 1 - self.quota.alpha(step.s), 0.0)  # nothing is left at time 0
+        score = torch.where(due, torch.inf, score)
         for pool in self._pools(state):
             here = eligible & pool
             now = (state.free & ~state.committed & pool).sum(1)
             stay = ((left * pool).sum(1) + 1e-6).floor().long()
-            count = torch.where(here.any(1), torch.maximum(now - stay, torch.ones_like(now)), 0)
+            count = torch.where(here.any(1), torch.maximum(now - stay, (due & pool).sum(1).clamp(min=1)), 0)
             place = torch.where(here, score, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(1)
             chosen |= here & (place < count[:, None])
         return chosen

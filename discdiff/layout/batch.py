@@ -161,7 +161,8 @@ def _check_ids(batch: TokenBatch) -> None:
         raise ValueError(f"row {int(empty.nonzero()[0])} has no valid slot: drop empty sequences")
     outside = (tokens < 0) | (tokens >= vocab.total)
     symbols, size = batch.symbols(tokens), batch.alphabet.size
-    illegal = ((symbols < 0) | (symbols > size)) & batch.free
+    back = batch.ids(torch.minimum(symbols.clamp(min=0), size))  # an id outside the alphabet does not come back
+    illegal = (back != tokens) & batch.free
     wrong = (outside | illegal) & batch.valid
     if bool(wrong.any()):
         row, column = (int(i) for i in wrong.nonzero()[0])

@@ -23,7 +23,8 @@ class Elbo:
     masker: another law of hidden sets, for absorbing processes; None is the process's own. clock: the time of each
     position. kind: what the network is trained to predict. shift: slot i is predicted from slot i - 1. time_min keeps
     training away from weights of 1 / t. The loss is the sum of nats over (batch * length), so that micro-batches of
-    equal size average exactly. Metrics: `nats` (batch,), each row's estimate of its bound, prior term included.
+    equal size average exactly. Metrics, (batch,) each: `nats`, a row's estimate of its bound with the prior term, and `row_loss`,
+    the same per position.
     """
 
     process: Process = field(default_factory=Absorbing)
@@ -48,7 +49,7 @@ class Elbo:
             return self._nats(network, hidden, batch, noisy, when, weight)
 
         out = model(batch=noisy, time=when, objective=head)
-        return out.loss, {"nats": out.extras + self.prior_kl(batch)}
+        return out.loss, _metrics(out.extras + self.prior_kl(batch), batch)
 
     def corrupt(self, batch: TokenBatch, noise: Noise, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy tokens, the time of every position and the weight of its loss, all (batch, length)."""
@@ -120,7 +121,7 @@ class Autoregressive:
     """Exact next-token likelihood with the same network: causal layout, slot i predicted from slot i - 1.
 
     The honest twin beside every diffusion figure. Raises ValueError for a layout that is not causal, or whose first
-    slot is noised (start the row with a BOS). Metrics: `nats` (batch,).
+    slot is noised (start the row with a BOS). Metrics: `nats` and `row_loss` (batch,).
     """
 
     def __call__(self, model: Any, batch: TokenBatch, noise: Noise, time: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -137,4 +138,8 @@ class Autoregressive:
             return loss / batch.tokens.numel(), nats
 
         out = model(batch=batch, time=None, objective=head)
-        return out.loss, {"nats": out.extras}
+        return out.loss, _metrics(out.extras, batch)
+
+
+def _metrics(nats: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
+    return {"nats": nats, "row_loss": nats / batch.tokens.shape[1]}

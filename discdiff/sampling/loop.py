@@ -17,6 +17,7 @@ from discdiff.types import Info, State
 
 Seed = int | Sequence[int] | Tensor | torch.Generator
 LOOK_EVERY = 8  # steps between looks at the all-done flag, the loop's only read from the device
+ROUNDING = 1e-9  # no step of a grid is shorter: blocks of a clock meet to some 1e-15 only
 _START = -1  # the step number of the noise that draws the prior
 
 
@@ -44,7 +45,7 @@ def iterate(
     for step in grid:
         if kernel.final and step.index % LOOK_EVERY == 0 and bool((state.committed | ~state.free).all()):
             return
-        now = step._replace(t=state.time, s=torch.minimum(state.time, clock(state.batch, step.s)))
+        now = step._replace(t=state.time, s=_next(state.time, clock(state.batch, step.s)))
         state, info = kernel(run, state, now, noise.step(step.index))
         yield state, info
 
@@ -72,6 +73,12 @@ def _start(kernel: Kernel, batch: TokenBatch, noise: Noise, latents: dict[str, T
     time = batch.free.double()
     state = State(batch.tokens, batch.given, batch.valid, ~batch.free, time, rows, batch, latents, {})
     return state._replace(tokens=prior_tokens(kernel.process, state, noise))
+
+
+def _next(time: Tensor, s: Tensor) -> Tensor:
+    """Times after a step: none rises, and rounding neither starts a position early nor leaves one just short of 0."""
+    s = torch.where(s < ROUNDING, 0.0, torch.minimum(time, s))
+    return torch.where((s > 0) & (time - s < ROUNDING), time, s)
 
 
 def _check(denoiser: Any, kernel: Kernel, batch: TokenBatch, grid: Grid) -> None:

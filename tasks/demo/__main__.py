@@ -64,6 +64,8 @@ def train(demo: Demo, where: Layout, data: Any) -> Any:
     objective = Elbo(masker=Independent(demo.conditional))
     trainer = DiffusionTrainer(model, settings, objective, where, data, output_dir=f"{demo.out}/training")
     trainer.train()
+    if trainer.stopped_by == "signal":
+        raise KeyboardInterrupt
     trainer.save_model(f"{demo.out}/model")
     return DiscDiffModel.from_pretrained(f"{demo.out}/model").to(trainer.args.device).eval()
 

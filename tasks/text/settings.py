@@ -52,7 +52,7 @@ class Network:
     hidden_size: int = 128
     num_layers: int = 4
     num_heads: int = 4
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = 8 / 3
     dropout: float = 0.0
 
 

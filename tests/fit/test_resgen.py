@@ -65,7 +65,7 @@ def network(state, step):
 def test_levels_are_kept_coarse_first_and_the_vector_comes_back():
     h = torch.randn(6, SLOTS, DIM, generator=seeded).double()
     batch = make_batch(LAYOUT, torch.full((6, SLOTS * DEPTH), LAYOUT.vocab.mask), features={"h": h})
-    masked = DepthSuffix(DEPTH)(batch, Noise.seeded(1, batch.valid), torch.linspace(0.1, 0.9, 6)).hidden
+    masked = DepthSuffix()(batch, Noise.seeded(1, batch.valid), torch.linspace(0.1, 0.9, 6)).hidden
     kernel = Commit(DepthPrefix(Sure("confidence")), CosineMD4())
     states = [state for state, _ in iterate(FunctionDenoiser(network), kernel, batch, 7)]
     kept = torch.stack([~masked, *(state.committed for state in states)])
