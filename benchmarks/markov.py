@@ -92,7 +92,6 @@ def chain_from(seed: int) -> tuple[Chain, int]:
 
 def main(argv: Sequence[str]) -> None:
     settings = parse("python -m benchmarks.markov", argv, {"markov": Markov})["markov"]
-    torch.set_num_threads(2)
     chain, seed = chain_from(settings.chain_seed)
     layout = Layout(
         VocabLayout(SYMBOLS),

@@ -64,7 +64,6 @@ def main(argv: Sequence[str]) -> None:
     settings = parse("python -m benchmarks.qm9", argv, {"qm9": Qm9})["qm9"]
     if not (DATA / "train.csv").exists():
         raise ValueError(f"no {DATA / 'train.csv'}: set DISCDIFF_DATA to the folder that holds qm9_smiles")
-    torch.set_num_threads(2)
     corpus = Corpus(
         source=str(DATA / "train.csv"), valid=str(DATA / "valid.csv"), text_field="smiles", rows="padded", length=32,
         cache=f"{settings.out}/cache",

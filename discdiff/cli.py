@@ -10,13 +10,17 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from discdiff.config import build
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the nearest flag when one is unknown."""
+    """Names the nearest flag when one is unknown; errors are ValueErrors, one line each."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; {self.prog} --help lists the flags")
 
     def parse_known(self, argv: Sequence[str]) -> argparse.Namespace:
         found, unknown = self.parse_known_args(argv)
@@ -32,25 +36,29 @@ def parse(
 ) -> dict[str, Any]:
     """Build one instance of every section (a frozen dataclass) from `--field value` flags, plus the positionals.
 
-    A field of two sections is prefixed, `--section.field`. Flags left out keep the field's default; impossible values
-    are the dataclass's own ValueError.
+    A field of two sections is prefixed, `--section.field`. Flags left out keep the field's default; raises ValueError for
+    an unknown flag and for text that is not of the field's type, impossible values are the dataclass's own ValueError.
     """
-    parser = _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _Parser(prog=prog, allow_abbrev=False)
     for name in positional:
         parser.add_argument(name)
-    names = [f.name for kind in sections.values() for f in dataclasses.fields(kind)]
+    fields = {section: [f for f in dataclasses.fields(kind) if f.init] for section, kind in sections.items()}
+    names = [f.name for each in fields.values() for f in each]
     targets: dict[str, tuple[str, str]] = {}
     for section, kind in sections.items():
         group = parser.add_argument_group(section, (kind.__doc__ or "").split("\n")[0])
         hints = typing.get_type_hints(kind)
-        for f in dataclasses.fields(kind):
+        for f in fields[section]:
             flag = f.name if names.count(f.name) == 1 else f"{section}.{f.name}"
             dest = flag.replace(".", "__")
             targets[dest] = (section, f.name)
             options = list(dict.fromkeys((f"--{flag}", f"--{flag.replace('_', '-')}")))
             default = argparse.SUPPRESS
-            what = f"default {f.default!r}" if f.default is not dataclasses.MISSING else "see the documentation"
-            group.add_argument(*options, dest=dest, type=_reader(hints[f.name]), default=default, metavar="X", help=what)
+            what = "see the documentation" if f.default is dataclasses.MISSING else f"default {f.default!r}"
+            what = what.replace("%", "%%")  # argparse formats its help with %
+            group.add_argument(
+                *options, dest=dest, type=_reader(hints[f.name]), default=default, metavar="X", help=what
+            )
     found = vars(parser.parse_known(argv))
     values: dict[str, dict[str, Any]] = {section: {} for section in sections}
     for dest, value in found.items():
@@ -70,11 +78,10 @@ def _reader(hint: Any) -> Callable[[str], Any]:
         if text.lower() == "none" and type(None) in options:
             return None
         for kind in plain:
-            origin = typing.get_origin(kind)
             if kind is bool and text.lower() in ("true", "false", "1", "0", "yes", "no"):
                 return text.lower() in ("true", "1", "yes")
-            if origin is tuple or kind is tuple:
-                item = (typing.get_args(kind) or (str,))[0]
+            if typing.get_origin(kind) is tuple or kind is tuple:
+                item = _reader((typing.get_args(kind) or (str,))[0])
                 return tuple(item(part) for part in text.split(",") if part)
             if kind in (int, float, str):
                 try:
@@ -87,11 +94,14 @@ def _reader(hint: Any) -> Callable[[str], Any]:
 
 
 def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command: a wrong value, a missing file or a full disk is one line and exit code 2, not a traceback."""
+    """Run a command: a wrong value, a missing file or a full disk is one line and exit code 2, not a traceback.
+
+    An interruption is exit code 130.
+    """
     try:
         main(list(sys.argv[1:] if argv is None else argv))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -108,7 +118,7 @@ def commands(prog: str, table: Mapping[str, Callable[[Sequence[str]], None]]) ->
             return
         if argv[0] not in table:
             near = difflib.get_close_matches(argv[0], table, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ValueError(f"unknown command {argv[0]!r}{hint} Known: {', '.join(table)}")
         table[argv[0]](argv[1:])
 
@@ -123,6 +133,8 @@ class _NoSettings:
 def _info(argv: Sequence[str]) -> None:
     """Print what a saved model is: sizes, vocabulary, layout and process."""
     folder = parse("discdiff info", argv, {"": _NoSettings}, ("folder",))["folder"]
+    if not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder!r}: give one that save_pretrained wrote")
     from discdiff.models import DiscDiffModel
 
     model = DiscDiffModel.from_pretrained(folder)

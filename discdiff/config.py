@@ -47,7 +47,7 @@ def _known(name: Any, table: Mapping[str, Any], what: str) -> Any:
     if isinstance(name, str) and name in table:
         return table[name]
     near = difflib.get_close_matches(str(name), list(table), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(f"unknown {what} {name!r}{hint} Known: {', '.join(table)}")
 
 

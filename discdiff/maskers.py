@@ -54,11 +54,16 @@ class Bernoulli:
 class FixedCount:
     """MaskGIT (arXiv 2202.04200): ceil((1 - alpha(t)) n) of n free positions, uniformly; weight 1, or n / count (`elbo`).
 
-    With `elbo` and a linear schedule this is the any-order autoregressive bound (RADD arXiv 2406.03736).
+    `elbo` makes it the any-order autoregressive bound (RADD arXiv 2406.03736), which wants every count equally often:
+    raises ValueError unless the schedule is then `Linear()`.
     """
 
     schedule: Schedule = field(default_factory=CosineMD4)
     elbo: bool = False
+
+    def __post_init__(self) -> None:
+        if self.elbo and self.schedule != Linear():
+            raise ValueError(f"elbo with {self.schedule}: n / count weighs equally likely counts, use Linear()")
 
     def __call__(self, batch: TokenBatch, noise: Noise, t: Tensor) -> Masked:
         free = batch.free
@@ -66,7 +71,7 @@ class FixedCount:
         share = 1 - self.schedule.alpha(t.double())
         count = torch.minimum((share * total - 1e-9).ceil().long().clamp(min=1), total)
         hidden = lowest(noise.uniform(MASK), count, free)
-        weight = (total / count.clamp(min=1))[:, None].double() if self.elbo else torch.ones_like(share)[:, None]
+        weight = (total.double() / count.clamp(min=1))[:, None] if self.elbo else torch.ones_like(share)[:, None]
         return Masked(hidden, weight.expand(hidden.shape))
 
 
@@ -86,7 +91,8 @@ class DepthSuffix:
         level = batch.layout.tables(free.device).depth[batch.slot]
         slot = (level == 0).long().cumsum(1) - 1
         hit, deep = (
-            torch.zeros_like(slot).scatter_add(1, slot, x.long()).gather(1, slot) for x in (chosen, torch.ones_like(free))
+            torch.zeros_like(slot).scatter_add(1, slot, x.long()).gather(1, slot)
+            for x in (chosen, torch.ones_like(free))
         )
         hidden = free & (level >= deep - hit)
         return Masked(hidden, torch.ones(hidden.shape, dtype=torch.float64, device=free.device))
@@ -99,13 +105,13 @@ class PerBlock:
     size: int = 16
     schedule: Schedule = field(default_factory=Linear)
 
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"block size {self.size} must be at least 1")
+
     def __call__(self, batch: TokenBatch, noise: Noise, t: Tensor) -> Masked:
-        block = torch.div(batch.slot % batch.layout.sequence, self.size, rounding_mode="floor")
-        count = -(-batch.layout.sequence // self.size)
-        time = (
-            (t[:, None].double() + torch.frac(block * 0.6180339887498949)) % 1.0 if count > 1 else t[:, None].double()
-        )
-        time = time.clamp(min=1e-9)
+        block = torch.div(batch.slot % batch.layout.sequence, self.size, rounding_mode="floor").double()
+        time = ((t[:, None] + block * 0.6180339887498949) % 1.0).clamp(min=1e-9)
         clean = self.schedule.alpha(time)
         hidden = batch.free & (noise.uniform(CORRUPT) >= clean)
         return Masked(hidden, (-self.schedule.dalpha(time) / (1 - clean)).expand(hidden.shape))
@@ -132,14 +138,18 @@ class Independent:
     """Every noised segment hides its own uniformly drawn count of n positions, weight n / count: all conditionals between
     segments are learned, each by its exact any-order bound (UniDiffuser arXiv 2303.06555, for masks).
 
-    With chance `conditional` only one segment, drawn evenly, is hidden and the others are given whole.
+    With chance `conditional` only one segment, drawn evenly, is hidden and the others are given whole. The weight is
+    (n / count)^power: 1 is the bound, 0 counts every hidden position alike (MaskGIT), between them lies less variance.
     """
 
     conditional: float = 0.0
+    power: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.conditional <= 1:
             raise ValueError(f"conditional {self.conditional} is a chance: it must lie in [0, 1]")
+        if not 0 <= self.power <= 1:
+            raise ValueError(f"power {self.power} must lie between 0 (every position alike) and 1 (the bound)")
 
     def __call__(self, batch: TokenBatch, noise: Noise, t: Tensor) -> Masked:
         layout = batch.layout
@@ -157,5 +167,5 @@ class Independent:
             count = torch.minimum((share * total).floor().long() + 1, total)
             here = lowest(order, count, free) & ~(alone & (chosen != place))[:, None]
             hidden |= here
-            weight = torch.where(here, (total / count.clamp(min=1))[:, None].double(), weight)
+            weight = torch.where(here, (total.double() / count.clamp(min=1))[:, None], weight)
         return Masked(hidden, weight)

@@ -47,7 +47,8 @@ def nelbo(
     `Autoregressive`. Noise is keyed by (seed, draw, row number), times are stratified over rows and draws.
 
     An `Elbo` is evaluated without its training cut `time_min`, and with the reconstruction term where its schedule does
-    not start clean. Raises ValueError for draws < 1 or no rows.
+    not start clean. With a masker it is the masker's weighted nats, which bound the likelihood for `FixedCount(elbo=True)`
+    and for `Bernoulli` from clean to nothing, not in general. Raises ValueError for draws < 1 or no rows.
     """
     if draws < 1:
         raise ValueError(f"{draws} draws: at least 1 is needed")
@@ -60,7 +61,7 @@ def nelbo(
         total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         for draw in range(draws):
             noise = Noise.training(seed, torch.full_like(rows, draw), rows, batch.valid)
-            time = torch.frac(((rows * draws + draw + 1) * _GOLDEN).double() + float(row_uniform(seed)))
+            time = torch.frac((rows * draws + draw + 1).double() * _GOLDEN + float(row_uniform(seed)))
             total += objective(model, batch, noise, time)[1]["nats"]
             if isinstance(objective, Elbo):
                 total += reconstruction(model, objective, batch, noise)
@@ -77,7 +78,7 @@ def reconstruction(model: Any, objective: Elbo, batch: TokenBatch, noise: Noise)
     nothing = torch.zeros(len(batch.tokens), dtype=torch.float64, device=batch.tokens.device)
     clean = torch.zeros(1, dtype=torch.float64)
     if objective.masker is not None or all(
-        float(part.marginal(clean, 2).keep) == 1.0 for _, part in objective.parts(batch)
+        float(part.marginal(clean, 2).keep) > 1 - 1e-12 for _, part in objective.parts(batch)
     ):
         return nothing
     tokens, when, _ = objective.corrupt(batch, noise.child(1), nothing)

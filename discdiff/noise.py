@@ -71,7 +71,8 @@ class Noise:
     """The randomness of one batch of rows at one place of a run.
 
     key (batch,) int64 identifies row and path; position (batch, length) int64 is the logical position, the index among
-    the row's valid slots, so that padding side, packing and feeding only a block change nothing.
+    the row's valid slots, so that the padding side and feeding only a block change nothing (nor does packing, for the
+    first sample of a row).
     """
 
     key: Tensor
@@ -110,7 +111,8 @@ class Noise:
     def uniform(self, stream: int, index: Tensor | None = None, channels: int | None = None) -> Tensor:
         """Float64 uniforms in the open interval (0, 1), odd multiples of 2^-53.
 
-        (batch, length), or (n,) at the flat sites `index` (row * length + column); `channels` appends a last axis.
+        (batch, length), or (n,) at the flat sites `index` (row * length + column); `channels` appends a last axis, and
+        belongs on a stream of its own.
         """
         key, position = self._sites(index)
         key = _fold(key, stream, 0)

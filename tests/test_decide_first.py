@@ -263,13 +263,13 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("name", ORDERS)
+CLOCKED = [(name, clock) for name in ORDERS for clock in (Shared(), Blocks(3)) if (name, clock) != ("first", Blocks(3))]
+
+
+@pytest.mark.parametrize(("name", "clock"), CLOCKED, ids=str)  # first hitting has times of its own
 @pytest.mark.parametrize("given", [False, True])
-@pytest.mark.parametrize("clock", [Shared(), Blocks(3)], ids=["shared", "blocks"])
-def test_orders(name, given, clock):
+def test_orders(name, clock, given):
     kernel = ORDERS[name]
-    if name == "first" and clock != Shared():
-        pytest.skip("first hitting has its own times")
     batch, grid = make(given=given), Grid.uniform(9 if name == "first" else 5)
     model, net, calls = denoiser(timed=name != "first")
     state, info = sample(model, kernel, batch, grid, seed=8, clock=clock)

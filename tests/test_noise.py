@@ -19,6 +19,8 @@ def test_uniforms_are_odd_multiples_inside_the_open_interval():
     assert u.dtype == torch.float64
     assert bool((scaled == scaled.round()).all()) and bool((scaled.long() % 2 == 1).all())
     assert float(u.min()) > 0 and float(u.max()) < 1
+    ones = torch.stack([(scaled.long() >> bit) & 1 for bit in range(1, 53)]).double().mean((1, 2))
+    assert float((ones - 0.5).abs().max()) < 5 * 0.5 / u.numel() ** 0.5  # all 52 random bits are used
     for bits, value in ((0, 2.0**-53), (2**52 - 1, 1 - 2.0**-53)):  # the extreme counters keep clear of 0 and 1
         assert float((2 * torch.tensor(bits) + 1).double() * 2.0**-53) == value
 

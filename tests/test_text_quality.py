@@ -6,23 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from discdiff import metrics
 from tasks.text import tokenizer
-from tasks.text.quality import NGram, distinct_n, sample_entropy, unigram_entropy
+from tasks.text.quality import NGram, unigram_entropy
 from tasks.text.sources import iter_documents
 
 
-def test_entropies_and_distinct_n():
+def test_entropies_of_a_corpus_and_of_samples():
     assert unigram_entropy(np.array([[1, 2], [3, 4]])) == pytest.approx(math.log(4))
-    samples = [np.array([1, 1, 1]), np.array([1, 2])]
-    assert sample_entropy(samples) == pytest.approx(math.log(2) / 2)
-    assert distinct_n(samples, 1) == 2 / 5 and distinct_n(samples, 2) == 2 / 3 and distinct_n(samples, 3) == 1
-    with pytest.raises(ValueError, match="n=4"):
-        distinct_n(samples, 4)
+    assert metrics.unigram_entropy(torch.tensor([[1, 2], [3, 3]])) == pytest.approx(math.log(2) / 2)
     with pytest.raises(ValueError, match="no entropy"):
         unigram_entropy(np.zeros(0, int))
-    with pytest.raises(ValueError, match="ids"):
-        sample_entropy(np.zeros((2, 3)))
+
+
+def test_distinct_n_grams_of_samples():
+    samples = torch.tensor([[1, 1, 1], [1, 1, 2]])
+    assert [metrics.distinct(samples, n) for n in (1, 2, 3)] == [2 / 6, 2 / 4, 1]
+    with pytest.raises(ValueError, match="4-grams of rows of length 3"):
+        metrics.distinct(samples, 4)
 
 
 def brute_force(rows, order, vocab_size):

@@ -86,12 +86,16 @@ class TokenBatch(NamedTuple):
         return torch.where(symbols == tables.size[slot], layout.vocab.mask, out)
 
     def source(self, index: Tensor, shift: bool = False) -> Tensor:
-        """Flat network slot (row * slots + slot) whose hidden state predicts each flat site; `shift`: the slot before."""
+        """Flat network slot (row * slots + slot) whose hidden state predicts each flat site.
+
+        `shift`: the slot before, in the same sample; the first slot of a sample predicts itself.
+        """
         length = self.tokens.shape[1]
         row, column = torch.div(index, length, rounding_mode="floor"), index % length
-        slot = self.layout.tables(index.device).network[column] if self.layout.packed else column
+        network = self.layout.tables(index.device).network
+        slot = network[column] if self.layout.packed else column
         if shift:
-            slot = (slot - 1).clamp(min=0)
+            slot = (slot - (network[self.slot.reshape(-1)[index]] > 0).long()).clamp(min=0)
         return row * len(self.lead) + slot
 
     def rows(self, index: Tensor) -> TokenBatch:
@@ -124,8 +128,9 @@ def make_batch(
 ) -> TokenBatch:
     """Rows of global ids `(batch, length)` as a TokenBatch; everything is valid and free unless said.
 
-    With `check`, raises ValueError for a wrong dtype, shape or device, a row that is empty, and ids that are neither
-    legal at their position nor the mask (a position that is not free may hold any id of the vocabulary).
+    Raises ValueError for a wrong dtype, shape or device and, with `check`, for a row that is empty, a slot the layout
+    does not have, and ids that are neither legal at their position nor the mask (a position that is not free may hold
+    any id of the vocabulary, an absent slot anything).
     """
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64:
         what = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
@@ -133,14 +138,18 @@ def make_batch(
     rows, length = tokens.shape
     if rows == 0 or length == 0 or (slot is None and length != layout.length):
         raise ValueError(f"tokens have shape {(rows, length)}, the layout wants (batch >= 1, {layout.length})")
+    if layout.packed and slot is not None:
+        raise ValueError("a layout with packed depth has its slots in order, one sample per row: leave slot None")
     unrestricted = valid is None and sample is None and slot is None
     device = tokens.device
     everywhere = torch.ones(rows, length, dtype=torch.bool, device=device)
     valid = everywhere if valid is None else valid
-    given = ~everywhere if given is None else given.expand(rows, length)
+    given = ~everywhere if given is None else given
     sample = torch.zeros_like(tokens) if sample is None else sample
     slot = torch.arange(length, device=device).expand(rows, length) if slot is None else slot
-    for name, x, kind in (("valid", valid, torch.bool), ("given", given, torch.bool), ("sample", sample, torch.int64)):
+    booleans, numbers = {"valid": valid, "given": given}, {"sample": sample, "slot": slot}
+    for name, x in {**booleans, **numbers}.items():
+        kind = torch.bool if name in booleans else torch.int64
         if x.shape != tokens.shape or x.dtype != kind or x.device != device:
             raise ValueError(
                 f"{name} is {x.dtype} {tuple(x.shape)} on {x.device}: it must be {kind} {tuple(tokens.shape)} on {device}"
@@ -159,6 +168,9 @@ def _check_ids(batch: TokenBatch) -> None:
     empty = ~batch.valid.any(1)
     if bool(empty.any()):
         raise ValueError(f"row {int(empty.nonzero()[0])} has no valid slot: drop empty sequences")
+    if bool((batch.slot < 0).any()) or bool((batch.slot >= batch.layout.length).any()):
+        low, high = int(batch.slot.min()), int(batch.slot.max())
+        raise ValueError(f"slots reach from {low} to {high}, the layout has 0..{batch.layout.length - 1}")
     outside = (tokens < 0) | (tokens >= vocab.total)
     symbols, size = batch.symbols(tokens), batch.alphabet.size
     back = batch.ids(torch.minimum(symbols.clamp(min=0), size))  # an id outside the alphabet does not come back
@@ -177,13 +189,20 @@ def _check_ids(batch: TokenBatch) -> None:
 def pack(layout: Layout, samples: Sequence[Tensor], length: int) -> TokenBatch:
     """Samples `(n_i,)` of the layout's first slots packed first-fit into rows of `length`, with document attention.
 
-    Raises ValueError for a sample longer than the layout or the row, or empty.
+    Raises ValueError for no samples, one that is empty, not int64, or longer than the layout or the row, and for a layout
+    with packed depth.
     """
+    if layout.packed:
+        raise ValueError("layouts with packed depth put one sample into a row: use packed=False to pack samples")
+    if not samples:
+        raise ValueError("no samples to pack: give at least one")
     rows: list[list[Tensor]] = []
     room: list[int] = []
     for number, x in enumerate(samples):
-        if x.ndim != 1 or not 0 < len(x) <= min(length, layout.length):
-            raise ValueError(f"sample {number} has shape {tuple(x.shape)}: 1..{min(length, layout.length)} tokens fit")
+        if x.ndim != 1 or x.dtype != torch.int64 or not 0 < len(x) <= min(length, layout.length):
+            raise ValueError(
+                f"sample {number} is {x.dtype} {tuple(x.shape)}: give int64 ids, 1..{min(length, layout.length)} of them"
+            )
         place = next((i for i, free in enumerate(room) if free >= len(x)), None)
         if place is None:
             place = len(rows)
@@ -191,8 +210,6 @@ def pack(layout: Layout, samples: Sequence[Tensor], length: int) -> TokenBatch:
             room.append(length)
         rows[place].append(x)
         room[place] -= len(x)
-    if layout.packed:
-        raise ValueError("layouts with packed depth put one sample into a row: use packed=False to pack samples")
     device = samples[0].device
     tokens = torch.full((len(rows), length), layout.vocab.pad, dtype=torch.int64, device=device)
     slot, sample = torch.zeros_like(tokens), torch.full_like(tokens, -1)

@@ -37,10 +37,13 @@ class Segment:
         if not self.shape or any(n < 1 for n in self.shape):
             raise ValueError(f"segment {self.name}: shape {self.shape} needs at least one axis, each of length >= 1")
         axes = self.axes or ("s" if self.modality in ("text", "special") else _AXES.get(len(self.shape), ""))
-        if len(axes) != len(self.shape) or set(axes) - set("sthw") or len(set(axes)) != len(axes):
+        if len(axes) != len(self.shape) or len(set(axes)) != len(axes) or (axes != "s" and set(axes) - set("thw")):
             raise ValueError(
-                f"segment {self.name}: axes {axes!r} do not name the {len(self.shape)} axes of {self.shape}"
+                f"segment {self.name}: axes {axes!r} do not name the {len(self.shape)} axes of {self.shape}: "
+                "give letters of t, h, w, each once, or s alone"
             )
+        if len(set(self.extras)) != len(self.extras):
+            raise ValueError(f"segment {self.name}: extras {self.extras} repeat a name: an id is one symbol")
         object.__setattr__(self, "axes", axes)
         if self.noised and self.modality == "special":
             raise ValueError(f"segment {self.name}: specials are never noised; set noised=False")
@@ -62,6 +65,7 @@ class Tables(NamedTuple):
     depth: Tensor  # level in the slot, coarse first
     network: Tensor  # network slot a position is read from
     positions: Tensor  # (length, 5): seq, t, h, w, q
+    local: Tensor  # (length, 3): t, h, w within the segment; 0 for text, whose places mean nothing by themselves
     first: Tensor  # first legal id
     size: Tensor  # number of legal symbols, extras included
     lead: Tensor  # (network slots,) first position of each network slot
@@ -74,7 +78,7 @@ class Layout:
     """One sequence of segments over one vocabulary; tokens are flat `(batch, length)` global ids, depth fastest.
 
     attention is one of `ATTENTION`; block (positions per block) goes with "block_causal"; packed: the depths of a slot
-    share one network slot; doubled: block diffusion's training layout, a noised copy followed by a clean one.
+    share one network slot; is_doubled: see `doubled`, which makes it.
     Raises ValueError for names that repeat, an unknown attention, and blocks that do not divide the length.
     """
 
@@ -103,6 +107,8 @@ class Layout:
             )
         if self.block and (self.sequence % self.block or self.packed):
             raise ValueError(f"block {self.block} must divide the {self.sequence} positions, with packed=False")
+        if self.is_doubled and not self.block:
+            raise ValueError(f"is_doubled with attention {self.attention!r}: use doubled(block), which sets all three")
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -201,7 +207,7 @@ class Layout:
         return replace(self, attention="block_causal", block=block, is_doubled=True)
 
     def _build(self) -> Tables:
-        columns: dict[str, list[Tensor]] = {name: [] for name in Tables._fields[:10]}
+        columns: dict[str, list[Tensor]] = {name: [] for name in Tables._fields[:11]}
         pools = {m.name: i + 1 for i, m in enumerate(self.vocab.modalities)}
         base, network = 0, 0
         for number, s in enumerate(self.segments):
@@ -220,6 +226,7 @@ class Layout:
             columns["depth"].append(level)
             columns["network"].append(network + (slot if self.packed else torch.arange(len(slot))))
             columns["positions"].append(torch.stack([base + slot, *thw, level], -1))
+            columns["local"].append(torch.stack([coordinate.get(axis, zero) for axis in "thw"], -1))
             columns["first"].append(torch.tensor([a[0] for a in legal])[level])
             columns["size"].append(torch.tensor([a[1] + len(a[2]) for a in legal])[level])
             columns["span"].append(coordinate["t"] if self.attention == "frame_causal" and "t" in coordinate else zero)

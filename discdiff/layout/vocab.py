@@ -26,7 +26,7 @@ class Modality:
     shared: bool = False
 
     def __post_init__(self) -> None:
-        if not self.name or self.name == "text":
+        if self.name in ("", "text", "special"):
             raise ValueError(f"modality name {self.name!r} is empty or reserved: text is VocabLayout.text_size")
         if self.codebook < 1 or self.depth < 1:
             raise ValueError(
@@ -66,6 +66,8 @@ class VocabLayout:
                 f"mask_id {self.mask_id} is neither a text id (< {self.text_size}) nor a special "
                 f"(< {self.text_size + SPECIALS}): a modality may legally generate it; leave it None for the special MASK"
             )
+        if self.mask == self.pad:
+            raise ValueError(f"mask_id {self.mask_id} is the special PAD: an absent slot would look masked")
 
     @property
     def mask(self) -> int:
@@ -108,6 +110,8 @@ class VocabLayout:
         if name == "text":
             if self.text_size == 0:
                 raise ValueError("this vocabulary has no text ids: set text_size")
+            if depth != 0:
+                raise ValueError(f"text has depth 1, level {depth} does not exist")
             return 0, self.text_size
         m = self.modality(name)
         if not 0 <= depth < m.depth:
@@ -154,14 +158,15 @@ class VocabLayout:
     @classmethod
     def from_json(cls, text: str | dict[str, Any]) -> VocabLayout:
         """From `to_json`, or from the dictionary it holds. Raises ValueError for an unknown key."""
-        data = dict(json.loads(text) if isinstance(text, str) else text)
+        data = json.loads(text) if isinstance(text, str) else text
+        if not isinstance(data, dict):
+            raise ValueError(f"a VocabLayout is saved as a dictionary, this is {data!r}")
         unknown = set(data) - set(cls.__dataclass_fields__)
         if unknown:
             raise ValueError(
                 f"unknown keys {sorted(unknown)} of a VocabLayout: known are {list(cls.__dataclass_fields__)}"
             )
         try:
-            data["modalities"] = tuple(Modality(**m) for m in data.get("modalities", ()))
-            return cls(**data)
+            return cls(**{**data, "modalities": tuple(Modality(**m) for m in data.get("modalities", ()))})
         except TypeError as error:
             raise ValueError(f"not a VocabLayout: {error}") from error

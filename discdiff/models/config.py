@@ -17,6 +17,7 @@ from discdiff.layout import VocabLayout
 POOLS = 75  # modality embeddings: text, and as many modalities as a VocabLayout can hold
 DEPTHS = 64  # depth embeddings: levels that a modality may have
 TIME_FEATURES = 256
+PLACE_FEATURES = 48  # sines and cosines of three coordinates at eight wavelengths
 _LARGEST = 2**40  # parameters; no model of this kind has that many
 _COUNTS = {"hidden_size": 2**20, "num_layers": 4096, "num_heads": 2**14, "max_length": 2**31, "max_depth": DEPTHS}
 _SWITCHES = ("time_conditioning", "qk_norm", "tie_word_embeddings")

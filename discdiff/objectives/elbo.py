@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from discdiff.clocks import Clock, Shared
-from discdiff.layout import TokenBatch
+from discdiff.layout import Layout, TokenBatch
 from discdiff.maskers import Masker
 from discdiff.noise import CORRUPT, Noise
-from discdiff.objectives.heads import cross_entropy, density, gather
+from discdiff.objectives.heads import cross_entropy, density, gather, reconstruction
 from discdiff.processes import Absorbing, PerSegment, Process
 
 
@@ -23,8 +23,8 @@ class Elbo:
     masker: another law of hidden sets, for absorbing processes; None is the process's own. clock: the time of each
     position. kind: what the network is trained to predict. shift: slot i is predicted from slot i - 1. time_min keeps
     training away from weights of 1 / t. The loss is the sum of nats over (batch * length), so that micro-batches of
-    equal size average exactly. Metrics, (batch,) each: `nats`, a row's estimate of its bound with the prior term, and `row_loss`,
-    the same per position.
+    equal size average exactly. Metrics, (batch,) each: `nats`, a row's estimate of its bound with the prior term, and
+    `row_loss`, the same per position.
     """
 
     process: Process = field(default_factory=Absorbing)
@@ -37,6 +37,8 @@ class Elbo:
     def __post_init__(self) -> None:
         if self.masker is not None and not isinstance(self.process, Absorbing):
             raise ValueError(f"a masker hides tokens: it goes with Absorbing, not with {type(self.process).__name__}")
+        if self.masker is not None and self.clock != Shared():
+            raise ValueError(f"a masker chooses what to hide: {self.clock} would have no say, leave it out")
         if not 0 <= self.time_min < 1:
             raise ValueError(f"time_min {self.time_min} must lie in [0, 1)")
 
@@ -52,7 +54,11 @@ class Elbo:
         return out.loss, _metrics(out.extras + self.prior_kl(batch), batch)
 
     def corrupt(self, batch: TokenBatch, noise: Noise, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy tokens, the time of every position and the weight of its loss, all (batch, length)."""
+        """Noisy tokens, the time of every position and the weight of its loss, all (batch, length).
+
+        Raises ValueError for a noised segment without a process, and where noise on tokens could draw the mask id.
+        """
+        self._check(batch.layout)
         if self.masker is not None:
             masked = self.masker(batch, noise, time)
             tokens = batch.tokens.masked_fill(masked.hidden, batch.layout.vocab.mask)
@@ -99,13 +105,9 @@ class Elbo:
         total = hidden.new_zeros(len(batch.tokens), dtype=torch.float64)
         for number, process in self.parts(batch):
             sites = batch.free if number is None else batch.free & (segment == number)
-
-            def part(h: Tensor, w: Tensor, index: Tensor, alphabet: int, process: Process = process):
-                x0, x = (b.symbols(b.tokens.reshape(-1)[index], index) for b in (batch, noisy))
-                log_x0 = (h @ w.T).double().log_softmax(-1)
-                each = process.reconstruction(log_x0, x0, x, when.reshape(-1)[index], self.kind)
-                return each.sum(), each
-
+            if isinstance(process, Absorbing):
+                sites = sites & (noisy.tokens == batch.layout.vocab.mask)
+            part = reconstruction(batch, noisy, process, when, self.kind)
             total = total + gather(model, hidden, noisy, sites, self.shift, part)[1]
         return total.sum(), total
 
@@ -114,6 +116,17 @@ class Elbo:
         if not isinstance(self.process, PerSegment):
             return [(None, self.process)]
         return [(batch.layout.names.index(name), part) for name, part in self.process.parts.items()]
+
+    def _check(self, layout: Layout) -> None:
+        self.process.require(tuple(s.name for s in layout.segments if s.noised))
+        for s in layout.segments:
+            part = self.process.parts.get(s.name) if isinstance(self.process, PerSegment) else self.process
+            inside = s.modality == "text" and layout.vocab.mask < layout.vocab.text_size
+            if s.noised and inside and not isinstance(part, Absorbing):
+                raise ValueError(
+                    f"mask_id {layout.vocab.mask} is a text id, which {type(part).__name__} would draw as noise: "
+                    f"segment {s.name!r} of this vocabulary goes with Absorbing"
+                )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def gather(
 ) -> tuple[Tensor, Tensor]:
     """Sum of `part` over the bool `sites` (batch, length), one alphabet at a time: loss scalar and nats of each row."""
     rows, length = batch.tokens.shape
-    loss: Tensor = hidden.sum() * 0.0  # keeps the graph of a batch in which nothing is hidden
+    loss: Tensor = hidden[:0].sum()  # zero that keeps the graph of a batch in which nothing is hidden
     nats = torch.zeros(rows, dtype=torch.float64, device=hidden.device)
     for alphabet, index in _by_alphabet(batch, sites):
         chosen = model.select(hidden, batch, index, shift=shift)
@@ -49,15 +49,35 @@ def cross_entropy(batch: TokenBatch, weight: Tensor) -> Part:
 
 
 def density(batch: TokenBatch, noisy: TokenBatch, process: Process, when: Tensor, weight: Tensor, kind: str) -> Part:
-    """weight * process.loss, in bounded chunks that the backward pass recomputes."""
+    """weight * process.loss."""
+
+    def value(log_x0: Tensor, x0: Tensor, x: Tensor, index: Tensor) -> Tensor:
+        return process.loss(log_x0, x0, x, when.reshape(-1)[index], kind) * weight.reshape(-1)[index]
+
+    return _predicted(batch, noisy, value)
+
+
+def reconstruction(batch: TokenBatch, noisy: TokenBatch, process: Process, when: Tensor, kind: str) -> Part:
+    """process.reconstruction, -log p(x0 | x_t)."""
+
+    def value(log_x0: Tensor, x0: Tensor, x: Tensor, index: Tensor) -> Tensor:
+        return process.reconstruction(log_x0, x0, x, when.reshape(-1)[index], kind)
+
+    return _predicted(batch, noisy, value)
+
+
+def _predicted(batch: TokenBatch, noisy: TokenBatch, value: Callable[..., Tensor]) -> Part:
+    """`value(log_x0 (n, K), x0, x, sites)` (n,), in bounded chunks that the backward pass recomputes."""
 
     def part(hidden: Tensor, head: Tensor, index: Tensor, alphabet: int) -> tuple[Tensor, Tensor]:
         x0, x = (b.symbols(b.tokens.reshape(-1)[index], index) for b in (batch, noisy))
-        t, scale = (z.reshape(-1)[index] for z in (when, weight))
+        banned = batch.layout.banned(alphabet)
 
         def piece(h: Tensor, w: Tensor, at: Tensor) -> Tensor:
-            log_x0 = (h @ w.T).to(_real(h)).log_softmax(-1)
-            return process.loss(log_x0, x0[at], x[at], t[at], kind) * scale[at]
+            logits = (h @ w.T).to(_real(h))
+            if banned is not None:
+                logits = logits.index_fill(1, torch.tensor([banned], device=h.device), -torch.inf)
+            return value(logits.log_softmax(-1), x0[at], x[at], index[at])
 
         pieces = torch.arange(len(index), device=index.device).split(max(1, _CHUNK_BYTES // (8 * len(head))))
         if len(pieces) == 1:

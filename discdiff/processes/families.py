@@ -117,11 +117,12 @@ class Interpolating(Process):
     """Mask and uniform noise between data and mask; a mask may be replaced again (GIDD arXiv 2503.04482, CCDD 2510.03206).
 
     a = (1-t)/C, K u = c/C, g = t/C with c = B t^(g/2) (1-t)^(g/2), C = 1 + c, B = 2^g p/(1-p): `uniform` p is the share
-    of uniform noise at t = 1/2, `gamma` the exponent g. Raises ValueError where the noise would shrink (gamma > 2, p > 0).
+    of uniform noise at t = 1/2, `gamma` the exponent g (GIDD takes 1, whose noise starts like sqrt(t): the
+    sampling error then falls more slowly with the steps). Raises ValueError where the noise would shrink (gamma > 2, p > 0).
     """
 
     uniform: float = 0.2
-    gamma: float = 1.0
+    gamma: float = 2.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.uniform < 1 or not self.gamma > 0:

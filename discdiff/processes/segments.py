@@ -17,7 +17,8 @@ from discdiff.types import Alphabet
 class PerSegment(Process):
     """`PerSegment({"image": Uniform(), "caption": Absorbing()})`: each position follows its segment's process.
 
-    The segment of a position comes with the `Alphabet` at each call. Raises ValueError for a segment it does not name.
+    The segment of a position comes with the `Alphabet` at each call. Every noised segment must be named (`require`, which
+    the loop calls, raises ValueError); what is said of positions of other segments has no meaning.
     """
 
     parts: Mapping[str, Process] = field(default_factory=dict)

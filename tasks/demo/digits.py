@@ -13,16 +13,16 @@ from discdiff.noise import CORRUPT, Noise
 from tokenizers_vq import PixelTokenizer
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TEMPLATES = ("a {}", "the {}", "digit {}")
-LETTERS = " abcdefghijklmnopqrstuvwxyz"
-CAPTION = max(len(t.format(w)) for t in TEMPLATES for w in WORDS)
+TEMPLATES = ("here is a {}", "a handwritten {} digit", "{} written by hand", "somebody drew a {}")
+LEXICON = tuple(dict.fromkeys(" ".join(TEMPLATES).replace("{}", "").split())) + WORDS
+CAPTION = 4  # words of a caption
 HELD_OUT = 360
 PIXELS = PixelTokenizer(levels=17, patch=2)
 
 
 def layout() -> Layout:
-    """[caption | image]: one character per slot, and the four pixels of a 2 x 2 patch packed into a slot."""
-    vocab = VocabLayout(len(LETTERS), (Modality("image", PIXELS.levels, depth=PIXELS.depth),))
+    """[caption | image]: one word per slot, and the four pixels of a 2 x 2 patch packed into a slot."""
+    vocab = VocabLayout(len(LEXICON), (Modality("image", PIXELS.levels, depth=PIXELS.depth),))
     segments = (Segment("caption", "text", (CAPTION,)), Segment("image", "image", PIXELS.grid))
     return Layout(vocab, segments, packed=True)
 
@@ -65,23 +65,24 @@ def warp(images: Tensor, copies: int, seed: int = 0) -> Tensor:
 
 
 def caption_ids(texts: list[str]) -> Tensor:
-    """Captions padded with spaces, `(n, CAPTION)` text ids."""
-    return torch.tensor([[LETTERS.index(c) for c in text.ljust(CAPTION)] for text in texts])
+    """Word ids of captions, `(n, CAPTION)`."""
+    return torch.tensor([[LEXICON.index(word) for word in text.split()] for text in texts])
 
 
-def captions(labels: Tensor, first: int = 0) -> list[str]:
+def captions(labels: Tensor) -> list[str]:
     """A caption for every label, templates in turn."""
-    return [TEMPLATES[(first + i) % len(TEMPLATES)].format(WORDS[int(y)]) for i, y in enumerate(labels)]
+    return [TEMPLATES[i % len(TEMPLATES)].format(WORDS[int(y)]) for i, y in enumerate(labels)]
 
 
 def read(ids: Tensor) -> str:
-    """Text of one row of caption ids; what is no letter (a mask) shows as an underscore."""
-    return "".join(LETTERS[int(i)] if int(i) < len(LETTERS) else "_" for i in ids).rstrip()
+    """Text of one row of caption ids; what is no word (a mask) shows as an underscore."""
+    return " ".join(LEXICON[int(i)] if int(i) < len(LEXICON) else "_" for i in ids)
 
 
 def label_of(text: str) -> int:
-    """The digit a caption names, -1 if none."""
-    return next((i for i, word in enumerate(WORDS) if text.split()[-1:] == [word]), -1)
+    """The digit a caption names; -1 if it names none, or several."""
+    named = [WORDS.index(word) for word in text.split() if word in WORDS]
+    return named[0] if len(named) == 1 else -1
 
 
 def rows(where: Layout, images: Tensor, texts: list[str]) -> Tensor:

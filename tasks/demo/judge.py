@@ -31,7 +31,8 @@ def spread(images: Tensor, labels: Tensor) -> float:
 
 def copies(images: Tensor, train: Tensor) -> float:
     """Share of images that equal a training image pixel for pixel."""
-    return float((torch.cdist(images.flatten(1).double(), train.flatten(1).double(), p=1).amin(1) < 0.5).double().mean())
+    nearest = torch.cdist(images.flatten(1).double(), train.flatten(1).double(), p=1).amin(1)
+    return float((nearest < 0.5).double().mean())
 
 
 def figures(model: Any, where: Any, train: Digits, test: Digits, seed: int, count: int = 500) -> dict[str, float]:

@@ -34,7 +34,7 @@ def views(where: Layout) -> list[Any]:
         return grey(levels[torch.as_tensor(np.asarray(ids))])
 
     def symbol(token: int) -> str:
-        return digits.LETTERS[token] if token < len(digits.LETTERS) else "_"
+        return digits.LEXICON[token] + " " if token < len(digits.LEXICON) else "_ "
 
     return [TextView("caption", where.columns("caption").numpy(), symbol), ImageView("image", place, pixels)]
 
@@ -51,11 +51,13 @@ def write(
     _readings(report, model, where, test)
     _halves(report, model, where, test, seed)
     shown = views(where)
-    drawing = record(tasks.draw_run(model, where, ["digit eight"], 64, seed))
-    report.heading("An image appears").player(drawing, shown, 'caption given: "digit eight"; 64 ancestral steps')
+    drawing = record(tasks.draw_run(model, where, ["somebody drew a eight"], 64, seed))
+    report.heading("An image appears").player(
+        drawing, shown, 'caption given: "somebody drew a eight"; 64 ancestral steps'
+    )
     denoiser, kernel = tasks.reader(model)
     reading = record(iterate(denoiser, kernel, tasks.read_batch(model, where, test.images[:1]), digits.CAPTION))
-    report.heading("A caption appears").player(reading, shown, "image given; the surest letter first")
+    report.heading("A caption appears").player(reading, shown, "image given; the surest word first")
     gif(drawing, shown, folder / "drawing.gif")
     gif(reading, shown, folder / "reading.gif")
     report.heading("All figures").table([(k, f"{v:.4g}") for k, v in figures.items()], ("figure", "value"))
@@ -85,4 +87,4 @@ def _halves(report: Report, model: Any, where: Layout, test: Digits, seed: int) 
     hidden[:, 4:] = 0
     rows = torch.cat([images[:10], hidden[:10], filled[:10]])
     report.heading("Lower halves filled in")
-    report.image(image_grid(grey(rows), 10, scale=6), "top: held-out original; middle: what is given; bottom: filled in")
+    report.image(image_grid(grey(rows), 10, scale=6), "top: held-out original; middle: given; bottom: filled in")

@@ -47,12 +47,12 @@ def draw(model: Any, where: Layout, labels: Tensor, steps: int, seed: int) -> Te
 
 def read_batch(model: Any, where: Layout, images: Tensor) -> TokenBatch:
     """Images with their captions masked."""
-    tokens = digits.rows(where, images, [""] * len(images))
+    tokens = digits.rows(where, images, [digits.TEMPLATES[0].format("zero")] * len(images))
     return _batch(where, tokens, _columns(where, where.columns("caption")), model.device)
 
 
 def reader(model: Any) -> tuple[Any, Commit]:
-    """Denoiser and kernel that read a caption: the surest letter first, one at a time, the likeliest letter."""
+    """Denoiser and kernel that read a caption: the surest word first, one at a time, the likeliest word."""
     return Temperature(ModelDenoiser(model), 0.0), Commit(Sure("confidence"))
 
 
@@ -65,9 +65,9 @@ def read(model: Any, where: Layout, images: Tensor) -> list[str]:
 
 def fill(model: Any, where: Layout, images: Tensor, texts: list[str], rows: slice, steps: int, seed: int) -> Tensor:
     """Images with the picture rows `rows` sampled anew from the rest and the caption."""
-    place = torch.zeros(1, 8, 8, dtype=torch.bool)
-    place[:, rows] = True
-    wanted = digits.PIXELS.encode(place.long()).reshape(-1).bool()
-    batch = _batch(where, digits.rows(where, images, texts), _columns(where, where.columns("image")[wanted]), model.device)
+    place = torch.zeros(1, 8, 8, dtype=torch.int64)
+    place[:, rows] = 1
+    wanted = where.columns("image")[digits.PIXELS.encode(place).reshape(-1).bool()]
+    batch = _batch(where, digits.rows(where, images, texts), _columns(where, wanted), model.device)
     state, _ = sample(ModelDenoiser(model), Ancestral(), batch, steps, seed=seed)
     return digits.images_of(where, state.tokens.cpu())

@@ -1,1 +1,1 @@
-"""Text: tokenizers, a memory-mapped corpus packed into rows, and measures of sample quality."""
+"""Text: a corpus as rows of tokens, diffusion beside an autoregressive twin, evaluation, samples and infilling."""

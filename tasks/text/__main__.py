@@ -1,6 +1,6 @@
 """python -m tasks.text train|sample|evaluate: text diffusion on your own corpus.
 
-python -m tasks.text train --source book.txt --length 128 --max_seconds 300 --steps 100000 --out runs/book
+python -m tasks.text train --source book.txt --steps 5000 --out runs/book
 python -m tasks.text sample runs/book --count 4 --steps 64
 python -m tasks.text sample runs/book --infill "It was the ____ of times"
 python -m tasks.text evaluate runs/book
@@ -9,116 +9,128 @@ python -m tasks.text evaluate runs/book
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from discdiff.cli import commands, guarded, parse
-from discdiff.config import from_dict
+from discdiff.config import checked
+from discdiff.processes import Absorbing
+from discdiff.report import Report, TextView, Trace, watch
+from discdiff.training import TrainingSettings
 from tasks.text import evaluate as quality
 from tasks.text import rows as text_rows
-from tasks.text.settings import Corpus, Judged, Method, Network, Output, Sampler
+from tasks.text.folder import Trained, load_model, load_task, save_task
+from tasks.text.infill import Infill
+from tasks.text.settings import Corpus, Judged, Method, Network, Output, Request, Sampler
+from tasks.text.training import config_for, fit
+
+PROG = "python -m tasks.text"
 
 
 def train(argv: Sequence[str]) -> None:
-    """Train, then the twin, then evaluate both."""
-    from discdiff.training import TrainingSettings
-    from tasks.text.training import fit
-
-    sections = {"corpus": Corpus, "network": Network, "method": Method, "training": TrainingSettings, "output": Output}
-    chosen = parse("python -m tasks.text train", argv, {**sections, "judged": Judged})
-    corpus, method, folder = chosen["corpus"], chosen["method"], Path(chosen["output"].out)
-    process = method.build()
+    """Train, then the twin, then evaluate both. An interrupted run goes on when the command is repeated."""
+    sections = {"corpus": Corpus, "network": Network, "method": Method, "training": TrainingSettings}
+    chosen = parse(f"{PROG} train", argv, {**sections, "judged": Judged, "output": Output})
+    corpus, network, method, training = (chosen[name] for name in sections)
+    folder, process = Path(chosen["output"].out), method.build()
     tokenizer = text_rows.build_tokenizer(corpus)
     layout = text_rows.layout_for(tokenizer, corpus.length)
+    masks_only = layout.vocab.mask_id is None or isinstance(process, Absorbing)
+    checked(
+        "process", method.process, masks_only, "the tokenizer's mask is a text id, which only absorbing never draws"
+    )
+    config_for(layout, network, process)  # refuses impossible sizes before the corpus is tokenised
     train_rows, valid_rows = text_rows.load_rows(corpus, tokenizer, layout)
     print(f"{len(train_rows):,} training rows and {len(valid_rows):,} validation rows of {corpus.length} tokens")
-    text_rows.save_task(folder, corpus, tokenizer)
+    save_task(folder, corpus, network, method, tokenizer)
     for name, kind in (("model", process), *([("twin", None)] if method.twin else [])):
-        print(f"training {folder / name}: {method.process if kind else 'autoregressive twin, same budget'}", flush=True)
-        fit(layout, chosen["network"], kind, chosen["training"], train_rows, valid_rows, folder / name, resume="auto")
+        print(f"training {folder / name}: {method.process if kind else 'autoregressive, same budget'}", flush=True)
+        fit(layout, network, kind, training, train_rows, valid_rows, folder / name, resume="auto")
     _evaluate(folder, chosen["judged"], Sampler())
 
 
 def evaluate(argv: Sequence[str]) -> None:
     """Evaluate a trained folder."""
-    chosen = parse("python -m tasks.text evaluate", argv, {"judged": Judged, "sampler": Sampler}, ("folder",))
+    chosen = parse(f"{PROG} evaluate", argv, {"judged": Judged, "sampler": Sampler}, ("folder",))
     _evaluate(Path(chosen["folder"]), chosen["judged"], chosen["sampler"])
 
 
-def _load(folder: Path, name: str = "model") -> tuple[Any, Any, Any]:
-    """A model with its layout and process (None for a twin)."""
-    from discdiff.models import DiscDiffModel
-    from discdiff.processes import TYPES
-    from tasks.text.training import layout_of
-
-    model = DiscDiffModel.from_pretrained(folder / name)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    process = model.config.process
-    return model, layout_of(model.config), from_dict(process, TYPES) if process else None
-
-
 def _evaluate(folder: Path, judged: Judged, sampler: Sampler) -> None:
-    corpus, tokenizer = text_rows.load_task(folder)
-    figures: dict[str, Any] = {}
-    twin = _load(folder, "twin") if (folder / "twin").exists() else None
-    for name in ("model", *(["twin"] if twin else [])):
-        model, layout, process = _load(folder, name)
-        _, valid = text_rows.load_rows(corpus, tokenizer, layout)
-        batches = text_rows.batches(valid, layout, judged.eval_rows, model.device)
-        texts = [text for b in batches for text in text_rows.to_text(tokenizer, layout, b.tokens, corpus.rows == "padded")]
-        estimate = quality.likelihood(model, process, batches, judged.eval_draws_per_row, judged.eval_seed)
-        figures[name] = quality.report(estimate, batches, texts)
-        if name == "model":
-            tokens = quality.generate(model, process, text_rows.blank(layout, judged.samples, model.device), sampler)
-        else:
-            tokens = quality.generate_autoregressive(model, layout, judged.samples, judged.eval_seed)
-        if twin:
-            figures[name] |= quality.judge(tokens, twin[0], twin[1], tokenizer)
-    (folder / "metrics.json").write_text(json.dumps({**figures, "sampler": asdict(sampler)}, indent=2) + "\n")
-    keys = dict.fromkeys(key for part in figures.values() for key in part)
+    """Print, and write to metrics.json, the figures of the model, its twin, and the validation text itself."""
+    corpus, tokenizer = load_task(folder)
+    padded = corpus.rows == "padded"
+    trained = {"model": load_model(folder / "model")}
+    if (folder / "twin").exists():
+        trained["twin"] = load_model(folder / "twin")
+    _, valid = text_rows.load_rows(corpus, tokenizer, trained["model"].layout)
+    samples = {name: _samples(each, judged, sampler) for name, each in trained.items()}
+    figures: dict[str, dict[str, float]] = {}
+    for name, (model, layout, process) in trained.items():
+        rows = text_rows.batches(valid, layout, judged.eval_rows, model.device)
+        estimate = quality.likelihood(model, process, rows, judged.eval_draws_per_row, judged.eval_seed)
+        figures[name] = quality.report(estimate, rows, tokenizer, padded)
+        samples["data"] = torch.cat([batch.tokens for batch in rows])[: judged.samples]
+    for name, tokens in samples.items():
+        part = figures.setdefault(name, {})
+        if "twin" in trained:
+            part |= quality.judge(tokens, trained["twin"].model, trained["twin"].layout, padded)
+        part |= quality.diversity(tokens)
+    finite = {name: {k: v if math.isfinite(v) else None for k, v in part.items()} for name, part in figures.items()}
+    report = {**finite, "judged": asdict(judged), "sampler": asdict(sampler)}
+    (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"{'':>24}" + "".join(f"{name:>12}" for name in figures))
-    for key in keys:
-        print(f"{key:>24}" + "".join(f"{part.get(key, float('nan')):12.4f}" for part in figures.values()))
+    for key in dict.fromkeys(key for part in figures.values() for key in part):
+        print(f"{key:>24}" + "".join(f"{part[key]:12.4f}" if key in part else " " * 12 for part in figures.values()))
+
+
+def _samples(trained: Trained, judged: Judged, sampler: Sampler) -> Any:
+    model, layout, process = trained
+    if process is None:
+        return quality.generate_autoregressive(model, layout, judged.samples, sampler.sample_seed)
+    return quality.generate(model, process, text_rows.blank(layout, judged.samples, model.device), sampler)
 
 
 def sample(argv: Sequence[str]) -> None:
-    """Sample or infill, printed (and saved as JSON lines, and as a player)."""
-    chosen = parse("python -m tasks.text sample", argv, {"sampler": Sampler}, ("folder",))
-    sampler, folder = chosen["sampler"], Path(chosen["folder"])
-    _, tokenizer = text_rows.load_task(folder)
-    model, layout, process = _load(folder)
-    if sampler.infill is None:
-        batch = text_rows.blank(layout, sampler.count, model.device)
+    """Sample or infill: printed, and where asked saved as JSON lines and as a page that plays the first sample."""
+    chosen = parse(f"{PROG} sample", argv, {"request": Request, "sampler": Sampler}, ("folder",))
+    request, sampler, folder = chosen["request"], chosen["sampler"], Path(chosen["folder"])
+    corpus, tokenizer = load_task(folder)
+    model, layout, process = load_model(folder / "model")
+    assert process is not None
+    if request.infill is None:
+        batch, read = (
+            text_rows.blank(layout, request.count, model.device),
+            partial(text_rows.to_text, tokenizer, layout),
+        )
     else:
-        batch = text_rows.holes(layout, tokenizer, sampler.infill, sampler.hole, sampler.count, model.device)
-    texts = text_rows.to_text(tokenizer, layout, quality.generate(model, process, batch, sampler))
+        infill = Infill(layout, tokenizer, request.infill, request.hole, closed=corpus.rows == "padded")
+        batch, read = infill.batch(request.count, model.device), infill.texts
+    traces: dict[int, Trace] = {}
+    tokens = batch.tokens
+    for state, _ in watch(quality.run(model, process, batch, sampler), traces):
+        tokens = state.tokens
+    texts = read(tokens)
     for text in texts:
         print(text + "\n" + "-" * 40)
-    if sampler.save:
-        Path(sampler.save).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    if sampler.report:
-        _player(model, process, batch, replace(sampler), tokenizer, layout)
-
-
-def _player(model: Any, process: Any, batch: Any, sampler: Sampler, tokenizer: Any, layout: Any) -> None:
-    from discdiff.report import Report, TextView, record
-    from discdiff.sampling import iterate
-
-    def symbol(token: int) -> str:
-        return tokenizer.decode([token]) if token < layout.vocab.text_size else ""
-
-    steps = sampler.steps or int(batch.free.sum(1).max())
-    run = iterate(quality.denoiser_for(model, sampler), quality.kernel_for(sampler.order, process), batch, steps,
-                  seed=sampler.sample_seed)  # fmt: skip
-    trace = record(run)
-    view = TextView("text", layout.columns("text").numpy(), symbol)
-    print(Report("discdiff sample", f"{sampler.order}, {steps} steps").player(trace, [view]).save(str(sampler.report)))
+    if request.save is not None:
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        Path(request.save).parent.mkdir(parents=True, exist_ok=True)
+        Path(request.save).write_text(lines, encoding="utf-8")
+    if request.report is not None:
+        columns = layout.columns("text").numpy()
+        view = TextView("text", columns, lambda token: text_rows.text_of(tokenizer, layout, [token]))
+        subtitle = f"{sampler.order}, {traces[0].steps - 1} steps"
+        print(Report("discdiff sample", subtitle).player(traces[0], [view]).save(request.report))
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(commands("python -m tasks.text", {"train": train, "sample": sample, "evaluate": evaluate})))
+    disable_progress_bar()  # of reading and writing weights
+    sys.exit(guarded(commands(PROG, {"train": train, "sample": sample, "evaluate": evaluate})))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,26 +14,22 @@ from discdiff.denoisers import ModelDenoiser, Nucleus, Temperature, TopK
 from discdiff.kernels import Ancestral, Commit, FirstHitting
 from discdiff.layout import Layout, TokenBatch, make_batch
 from discdiff.metrics import Estimate, distinct, nelbo, unigram_entropy
-from discdiff.objectives import Autoregressive
 from discdiff.processes import Absorbing, Process
-from discdiff.sampling import sample
+from discdiff.sampling import iterate, sample
 from discdiff.scores import SCORES, LeftToRight
-from tasks.text.rows import blank, to_text
+from discdiff.types import Info, State
+from tasks.text.rows import BATCH, blank, lengths, to_text
 from tasks.text.settings import Sampler
 from tasks.text.training import objective_for
 
 
 def kernel_for(order: str, process: Process) -> Any:
-    """The kernel of an order's name."""
+    """The kernel of an order's name. Raises ValueError for an order of commits where the process has no masks."""
     if order == "ancestral":
         return Ancestral(process)
     if not isinstance(process, Absorbing):
         raise ValueError(f"order {order!r} fills masks, the model's process is {type(process).__name__}: use ancestral")
-    if order == "first_hitting":
-        return FirstHitting(process)
-    if order not in SCORES:
-        raise ValueError(f"unknown order {order!r}: choose from ancestral, first_hitting, {', '.join(SCORES)}")
-    return Commit(SCORES[order], process=process)
+    return FirstHitting(process) if order == "first_hitting" else Commit(SCORES[order], process=process)
 
 
 def denoiser_for(model: Any, sampler: Sampler) -> Any:
@@ -45,11 +42,19 @@ def denoiser_for(model: Any, sampler: Sampler) -> Any:
     return Nucleus(denoiser, sampler.nucleus) if sampler.nucleus < 1 else denoiser
 
 
+def run(model: Any, process: Process, batch: TokenBatch, sampler: Sampler) -> Iterator[tuple[State, Info]]:
+    """The sampling run, state by state."""
+    steps = sampler.steps or int(batch.free.sum(1).max())
+    kernel = kernel_for(sampler.order, process)
+    return iterate(denoiser_for(model, sampler), kernel, batch, steps, seed=sampler.sample_seed)
+
+
 def generate(model: Any, process: Process, batch: TokenBatch, sampler: Sampler) -> Tensor:
     """Sampled token rows (count, length)."""
-    steps = sampler.steps or int(batch.free.sum(1).max())
-    state, _ = sample(denoiser_for(model, sampler), kernel_for(sampler.order, process), batch, steps, seed=sampler.sample_seed)
-    return state.tokens
+    tokens = batch.tokens
+    for state, _ in run(model, process, batch, sampler):
+        tokens = state.tokens
+    return tokens
 
 
 def generate_autoregressive(model: Any, layout: Layout, count: int, seed: int) -> Tensor:
@@ -64,31 +69,39 @@ def likelihood(model: Any, process: Process | None, rows: list[TokenBatch], draw
     return nelbo(model, objective_for(process), rows, draws=draws if process is not None else 1, seed=seed)
 
 
-def report(estimate: Estimate, rows: list[TokenBatch], texts: list[str]) -> dict[str, float]:
-    """nats per row, nats per token with its standard error, bits per character, perplexity per token."""
-    tokens = sum(int(b.free.sum()) for b in rows) / estimate.rows
-    characters = max(1.0, sum(map(len, texts)) / len(texts))
-    per_token = estimate.per(tokens)
+def report(
+    estimate: Estimate, rows: list[TokenBatch], tokenizer: PreTrainedTokenizerFast, padded: bool
+) -> dict[str, float]:
+    """nats per row, nats per token with its standard error, bits per character, perplexity per token.
+
+    Of a padded row the text and one end token count as tokens, so that filling does not flatter the figures.
+    """
+    layout, tokens = rows[0].layout, torch.cat([b.tokens for b in rows])
+    each = float(lengths(layout, tokens, padded).double().mean())
+    characters = sum(map(len, to_text(tokenizer, layout, tokens, padded))) / len(tokens)
     return {
         "nats_per_row": estimate.mean,
         "nats_per_row_stderr": estimate.stderr,
-        "nats_per_token": per_token,
-        "nats_per_token_stderr": estimate.stderr / tokens,
-        "bits_per_character": estimate.per(characters) / math.log(2),
-        "perplexity": math.exp(min(per_token, 700.0)),
+        "nats_per_token": estimate.per(each),
+        "nats_per_token_stderr": estimate.stderr / each,
+        "bits_per_character": estimate.per(characters) / math.log(2) if characters else math.inf,
+        "perplexity": math.exp(min(estimate.per(each), 700.0)),
     }
 
 
-def judge(tokens: Tensor, twin: Any, layout: Layout, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    """Samples judged by the autoregressive twin, always together with what collapse would spoil: entropy, distinct-n."""
-    rows = [make_batch(layout, part, check=False) for part in tokens.split(64)]
-    with torch.no_grad():
-        judged = nelbo(twin, Autoregressive(), rows)
-    words = tokens[:, 1:]
+def diversity(tokens: Tensor) -> dict[str, float]:
+    """What collapse would spoil, of token rows: entropy within a row, distinct n-grams, share of distinct rows."""
+    words = tokens[:, 1:].cpu()
     return {
-        "judged_nats_per_token": judged.per(layout.length - 1),
-        "entropy": unigram_entropy(words.cpu()),
+        "entropy": unigram_entropy(words),
         "distinct_2": distinct(words, 2),
         "distinct_4": distinct(words, 4),
-        "unique": len(set(to_text(tokenizer, layout, tokens))) / len(tokens),
+        "unique": len(words.unique(dim=0)) / len(words),
     }
+
+
+def judge(tokens: Tensor, twin: Any, layout: Layout, padded: bool) -> dict[str, float]:
+    """Token rows judged by the autoregressive twin, which has `layout`: nats per token, to be read beside `diversity`."""
+    rows = [make_batch(layout, part, check=False) for part in tokens.to(twin.device).split(BATCH)]
+    judged = likelihood(twin, None, rows, 1, 0)
+    return {"judged_nats_per_token": judged.per(float(lengths(layout, tokens, padded).double().mean()))}

@@ -1,4 +1,4 @@
-"""Measures of text quality on token ids, and the n-gram model that a text model has to beat.
+"""What a text model has to beat: the entropy of the token frequencies, and an n-gram model.
 
 Rows are a (batch, length) array or a list of one-dimensional arrays, without padding.
 """
@@ -13,25 +13,14 @@ Rows = np.ndarray | Sequence[np.ndarray]
 
 
 def unigram_entropy(tokens: np.ndarray) -> float:
-    """Entropy -sum_v p_v log p_v in nats of the token frequencies p of `tokens`, of any shape. ValueError if there are none."""
-    return float(_entropies([np.ravel(tokens)])[0])
+    """Entropy -sum_v p_v log p_v in nats of the token frequencies p of a corpus, of any shape. ValueError if it is empty.
 
-
-def sample_entropy(samples: Rows) -> float:
-    """Mean over sequences of `unigram_entropy`, in nats: low where samples repeat themselves (arXiv 2409.02908)."""
-    return float(_entropies(samples).mean())
-
-
-def distinct_n(samples: Rows, n: int) -> float:
-    """Distinct n-grams over all n-grams of the samples, n-grams within a sequence only (Li et al., arXiv 1510.03055).
-
-    Raises ValueError where no sequence has `n` tokens.
+    `discdiff.metrics.unigram_entropy` is that of samples, within each row.
     """
-    rows = [row for row in _rows(samples) if len(row) >= n]
-    if n < 1 or not rows:
-        raise ValueError(f"no sample has an n-gram of n={n} tokens: use longer samples or another n")
-    grams = np.concatenate([np.lib.stride_tricks.sliding_window_view(row, n) for row in rows])
-    return len(np.unique(grams, axis=0)) / len(grams)
+    if not tokens.size:
+        raise ValueError("no tokens have no entropy: give at least one")
+    p = np.unique(tokens, return_counts=True)[1] / tokens.size
+    return float(-(p * np.log(p)).sum())
 
 
 class Nats(NamedTuple):
@@ -194,13 +183,3 @@ def _rows(rows: Rows) -> list[np.ndarray]:
     if not found or any(row.ndim != 1 or row.dtype.kind not in "iu" for row in found):
         raise ValueError("rows must be a (batch, length) array of ids or a list of one-dimensional ones, at least one")
     return [row.astype(np.int64) for row in found]
-
-
-def _entropies(rows: Rows) -> np.ndarray:
-    found = []
-    for row in _rows(rows):
-        if not len(row):
-            raise ValueError("a sequence without tokens has no entropy: leave it out")
-        p = np.unique(row, return_counts=True)[1] / len(row)
-        found.append(-(p * np.log(p)).sum())
-    return np.array(found)

@@ -1,9 +1,7 @@
-"""From a corpus to rows of the library's layout: [BOS | text], and back to strings."""
+"""From a corpus to rows of the library's layout, [BOS | text], and back to strings."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +12,17 @@ from transformers import PreTrainedTokenizerFast
 from discdiff.layout import Layout, Segment, TokenBatch, VocabLayout, make_batch
 from discdiff.training import collate, token_batch
 from tasks.text import tokenizer as tokenizers
-from tasks.text.corpus import PackedRows, PaddedRows, iter_documents, split, tokenise
+from tasks.text.corpus import PackedRows, PaddedRows, Part, TokenFile, iter_documents, split, tokenise
 from tasks.text.settings import Corpus
 
 BATCH = 64
+FEW = 20  # packed documents fewer than this are cut for validation; more are kept back whole
 
 
 def layout_for(tokenizer: PreTrainedTokenizerFast, length: int, attention: str = "full") -> Layout:
     """[BOS | text of `length` tokens, the end token legal beside the text ids]."""
     size = max(tokenizer.get_vocab().values()) + 1
-    mask = tokenizer.mask_token_id
-    vocab = VocabLayout(size, mask_id=mask)
+    vocab = VocabLayout(size, mask_id=tokenizer.mask_token_id)
     segments = (Segment("bos", "special", (1,), noised=False), Segment("text", "text", (length,), extras=("EOS",)))
     return Layout(vocab, segments, attention=attention)
 
@@ -45,41 +43,39 @@ class TextRows:
         if "valid" in row:
             tokens = np.where(row["valid"], tokens, self.vocab.special("EOS"))
         out = {"tokens": np.concatenate([[self.vocab.special("BOS")], tokens]), "id": row["id"]}
-        if self.boundaries:
-            sample = np.concatenate([[0], row["sample"]])
-            fresh = np.flatnonzero(np.diff(row["sample"], prepend=-1))
-            slot = np.arange(len(tokens)) - np.repeat(fresh, np.diff(np.append(fresh, len(tokens))))
-            out |= {"sample": sample, "slot": np.concatenate([[0], 1 + slot])}
+        if self.boundaries:  # every document begins at the slot behind BOS, which the first one sees
+            sample = row["sample"]
+            fresh = np.flatnonzero(np.diff(sample, prepend=-1))
+            slot = 1 + np.arange(len(tokens)) - fresh[sample]
+            out |= {"sample": np.concatenate([[0], sample]), "slot": np.concatenate([[0], slot])}
         return out
 
 
 def build_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
     """The tokenizer the corpus asks for, made from the training text where it has to be made."""
-    texts = None
-    if corpus.tokenizer in ("characters", "bpe"):
-        texts = iter_documents(corpus.of(corpus.source))
+    texts = iter_documents(corpus.train_source) if corpus.tokenizer in ("characters", "bpe") else None
     return tokenizers.build(corpus.tokenizer, texts, corpus.vocab_size)
 
 
 def load_rows(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, layout: Layout) -> tuple[TextRows, TextRows]:
     """Training and validation rows; tokenised once, then reused."""
-    vocab = layout.vocab
-    eos = None if corpus.rows == "padded" else vocab.special("EOS")
-    forbid = () if vocab.mask_id is None else (vocab.mask,)
-    file = tokenise(corpus.of(corpus.source), tokenizer, corpus.cache, eos_id=eos, forbid=forbid)
-    if corpus.valid is None:
-        by = "stream" if file.documents < 20 else "documents"
-        parts = split(file, corpus.valid_fraction, by=by)
-    else:
-        parts = file, tokenise(corpus.of(corpus.valid), tokenizer, corpus.cache, eos_id=eos, forbid=forbid)
-    train, valid = (_rows(part, corpus, vocab) for part in parts)
-    return TextRows(train, layout), TextRows(valid, layout)
+    vocab, packed = layout.vocab, corpus.rows == "packed"
+    eos, forbid = vocab.special("EOS"), () if vocab.mask_id is None else (vocab.mask,)
 
+    def tokens(source: Any) -> TokenFile:
+        return tokenise(source, tokenizer, corpus.cache, eos_id=eos if packed else None, forbid=forbid)
 
-def _rows(part: Any, corpus: Corpus, vocab: VocabLayout) -> PackedRows | PaddedRows:
-    if corpus.rows == "padded":
-        return PaddedRows(part, corpus.length, vocab.pad, vocab.special("EOS"))
-    return PackedRows(part, corpus.length, boundaries=corpus.boundaries)
+    def rows(part: TokenFile | Part) -> TextRows:
+        if packed:
+            return TextRows(PackedRows(part, corpus.length, boundaries=corpus.boundaries), layout)
+        return TextRows(PaddedRows(part, corpus.length, vocab.pad, eos), layout)
+
+    file = tokens(corpus.train_source)
+    if corpus.valid_source is not None:
+        return rows(file), rows(tokens(corpus.valid_source))
+    by = "stream" if packed and file.documents < FEW else "documents"
+    train, valid = split(file, corpus.valid_fraction, by=by)
+    return rows(train), rows(valid)
 
 
 def batches(rows: Any, layout: Layout, limit: int = 0, device: Any = "cpu", size: int = BATCH) -> list[TokenBatch]:
@@ -97,58 +93,18 @@ def blank(layout: Layout, count: int, device: Any = "cpu") -> TokenBatch:
     return make_batch(layout, tokens)
 
 
-def holes(layout: Layout, tokenizer: PreTrainedTokenizerFast, text: str, hole: str, count: int, device: Any) -> TokenBatch:
-    """`count` rows in which `text` is given but for its runs of the hole character, one masked token per character of a
-    run; what follows the text is closed by end tokens. Raises ValueError for a text without holes or too long.
-    """
-    pieces: list[int] = []
-    mask = layout.vocab.mask
-    for part in _runs(text, hole):
-        pieces += [mask] * len(part) if part.startswith(hole) else list(tokenizer.encode(part, add_special_tokens=False))
-    room = layout.length - 1
-    if mask not in pieces or len(pieces) > room:
-        raise ValueError(
-            f"{text!r} has {pieces.count(mask)} holes of {hole!r} and {len(pieces)} tokens: give at least one hole, "
-            f"and at most {room} tokens"
-        )
-    closed = [layout.vocab.special("BOS"), *pieces] + [layout.vocab.special("EOS")] * (room - len(pieces))
-    tokens = torch.tensor([closed] * count, device=device)
-    return make_batch(layout, tokens, given=tokens != mask)
-
-
-def _runs(text: str, hole: str) -> list[str]:
-    runs: list[str] = []
-    for c in text:
-        if runs and (runs[-1][0] == hole) == (c == hole):
-            runs[-1] += c
-        else:
-            runs.append(c)
-    return runs
+def text_of(tokenizer: PreTrainedTokenizerFast, layout: Layout, ids: list[int]) -> str:
+    """The string of token ids, the library's specials left out."""
+    return tokenizer.decode([i for i in ids if i < layout.vocab.text_size and i != layout.vocab.mask])
 
 
 def to_text(tokenizer: PreTrainedTokenizerFast, layout: Layout, tokens: Tensor, cut: bool = True) -> list[str]:
-    """Strings of token rows, without BOS; `cut` ends a row at its first end token, else end tokens are left out."""
-    eos, out = layout.vocab.special("EOS"), []
-    for row in tokens[:, 1:].tolist():
-        ids = row[: row.index(eos)] if cut and eos in row else [i for i in row if i != eos]
-        out.append(tokenizer.decode([i for i in ids if i < layout.vocab.text_size and i != layout.vocab.mask]))
-    return out
+    """Strings of token rows; `cut` ends a row at its first end token, else end tokens are left out."""
+    kept = [row[:stop] for row, stop in zip(tokens[:, 1:].tolist(), lengths(layout, tokens, cut).tolist())]
+    return [text_of(tokenizer, layout, row) for row in kept]
 
 
-def save_task(folder: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The corpus settings and the tokenizer beside the weights."""
-    from discdiff.config import to_dict
-
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "corpus.json").write_text(json.dumps(to_dict(corpus), indent=2) + "\n")
-
-
-def load_task(folder: Path) -> tuple[Corpus, PreTrainedTokenizerFast]:
-    """Inverse of `save_task`. Raises ValueError for a folder that `python -m tasks.text train` did not write."""
-    from discdiff.config import from_dict
-
-    path = folder / "corpus.json"
-    if not path.exists():
-        raise ValueError(f"{str(folder)!r} has no corpus.json: give the folder that `python -m tasks.text train` wrote")
-    return from_dict(json.loads(path.read_text()), {"Corpus": Corpus}), tokenizers.load(folder / "tokenizer")
+def lengths(layout: Layout, tokens: Tensor, cut: bool) -> Tensor:
+    """Tokens of each row (rows,), BOS not counted: all of them, or with `cut` those up to the first end token, included."""
+    ends = (tokens[:, 1:] == layout.vocab.special("EOS")) & cut
+    return (ends.long().cumsum(1) - ends.long() == 0).sum(1)

@@ -7,26 +7,33 @@ from dataclasses import dataclass
 from discdiff.config import checked
 from discdiff.processes import Absorbing, Interpolating, MaskOrReplace, Process, Uniform
 from discdiff.schedules import SCHEDULES
-from tasks.text.sources import EMBEDDED, Source
+from discdiff.scores import SCORES
+from tasks.text.sources import EMBEDDED, HUB, Source
 
 PROCESSES = ("absorbing", "uniform", "mask_or_replace", "interpolating")
 ROWS = ("packed", "padded")
+ORDERS = ("ancestral", "first_hitting", *SCORES)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is learned: a file, JSONL, CSV, `hf:NAME`, or English out of the running Python ("embedded").
+    """What is learned: a file, JSONL, CSV, `hf:NAME` of `datasets`, or English out of the running Python ("embedded").
 
-    rows: "packed" windows of the joined documents, or "padded", one document per row. valid: another source to evaluate
-    on; without it the share `valid_fraction` is kept back. tokenizer: characters, bytes, bpe (with vocab_size) or a
-    Hugging Face name or folder. cache: folder of the token files.
+    document: of a text file, the whole "file", a "line", or a block between "blank" lines. text_field: the key or column
+    that holds the text. dataset_config, split: for `hf:`. valid, valid_split: another source, or another split of it, to
+    evaluate on; without them the share `valid_fraction` is kept back. tokenizer: characters, bytes, bpe (with vocab_size),
+    or a Hugging Face name or folder. rows: "packed" windows of `length` tokens over the joined documents, with `boundaries`
+    that attention does not cross, or "padded", one document per row. cache: folder of the token files.
     """
 
     source: str = EMBEDDED
     valid: str | None = None
+    valid_split: str | None = None
     valid_fraction: float = 0.05
     document: str | None = None
     text_field: str | None = None
+    dataset_config: str | None = None
+    split: str | None = None
     encoding: str = "utf-8"
     tokenizer: str = "characters"
     vocab_size: int | None = None
@@ -37,12 +44,27 @@ class Corpus:
 
     def __post_init__(self) -> None:
         checked("rows", self.rows, self.rows in ROWS, f"choose from {', '.join(ROWS)}")
-        checked("length", self.length, self.length >= 2, "a row has at least 2 tokens")
+        checked("boundaries", self.boundaries, not self.boundaries or self.rows == "packed", "it goes with packed rows")
+        checked("length", self.length, self.length >= 4, "a row has at least 4 tokens")
         checked("valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "give a share in (0, 1)")
+        hub = (self.valid or self.source).startswith(HUB)
+        checked("valid_split", self.valid_split, self.valid_split is None or hub, f"it goes with a source {HUB}NAME")
 
-    def of(self, path: str) -> Source:
-        """A source with these options."""
-        return Source(path, document=self.document, field=self.text_field, encoding=self.encoding)
+    @property
+    def train_source(self) -> Source:
+        """Where the training text comes from."""
+        return self._source(self.source, self.split)
+
+    @property
+    def valid_source(self) -> Source | None:
+        """Where the validation text comes from; None where a share of the training source is kept back."""
+        if self.valid is None and self.valid_split is None:
+            return None
+        return self._source(self.valid or self.source, self.valid_split)
+
+    def _source(self, path: str, split: str | None) -> Source:
+        options = {"document": self.document, "field": self.text_field, "encoding": self.encoding}
+        return Source(path, name=self.dataset_config, split=split, **options)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -68,25 +90,22 @@ class Method:
 
     def __post_init__(self) -> None:
         checked("process", self.process, self.process in PROCESSES, f"choose from {', '.join(PROCESSES)}")
-        checked("noise_schedule", self.noise_schedule, self.noise_schedule in SCHEDULES, f"choose from {list(SCHEDULES)}")
-        fixed = self.process in ("mask_or_replace", "interpolating")
-        checked("noise_schedule", self.noise_schedule, not fixed or self.noise_schedule == "linear",
-                f"{self.process} has a schedule of its own: leave it out")  # fmt: skip
+        known = ", ".join(SCHEDULES)
+        checked("noise_schedule", self.noise_schedule, self.noise_schedule in SCHEDULES, f"choose from {known}")
+        fixed = self.process in ("mask_or_replace", "interpolating") and self.noise_schedule != "linear"
+        checked("noise_schedule", self.noise_schedule, not fixed, f"{self.process} has its own: leave it out")
 
     def build(self) -> Process:
         """The process."""
-        schedule = SCHEDULES[self.noise_schedule]()
-        return {
-            "absorbing": lambda: Absorbing(schedule),
-            "uniform": lambda: Uniform(schedule),
-            "mask_or_replace": MaskOrReplace,
-            "interpolating": Interpolating,
-        }[self.process]()
+        if self.process in ("absorbing", "uniform"):
+            kind = Absorbing if self.process == "absorbing" else Uniform
+            return kind(SCHEDULES[self.noise_schedule]())
+        return MaskOrReplace() if self.process == "mask_or_replace" else Interpolating()
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where everything goes: model/, twin/, training logs and metrics.json."""
+    """Where everything goes: task.json, tokenizer/, model/, twin/, checkpoints beside them, and metrics.json."""
 
     out: str = "runs/text"
 
@@ -94,24 +113,38 @@ class Output:
 @dataclass(frozen=True)
 class Sampler:
     """How to sample. order: "ancestral", "first_hitting", or an order of commits: random, left_to_right, confidence,
-    margin, entropy, candidate. steps: 0 means one per position. infill: a text with holes of `hole` characters.
+    margin, entropy, candidate. steps: 0 means one per free position. top_k 0 and nucleus 1 truncate nothing.
     """
 
-    count: int = 8
     steps: int = 0
     order: str = "ancestral"
     temperature: float = 1.0
     top_k: int = 0
     nucleus: float = 1.0
+    sample_seed: int = 0
+
+    def __post_init__(self) -> None:
+        checked("steps", self.steps, self.steps >= 0, "0 (one per position) or more")
+        checked("order", self.order, self.order in ORDERS, f"choose from {', '.join(ORDERS)}")
+        checked("temperature", self.temperature, self.temperature >= 0, "0 (the likeliest token) or more")
+        checked("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or more")
+        checked("nucleus", self.nucleus, 0 < self.nucleus <= 1, "a share in (0, 1]")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to sample. infill: a text in which every run of `hole` characters is filled, one token per character;
+    save: a file of JSON lines; report: an HTML page that plays the first sample.
+    """
+
+    count: int = 8
     infill: str | None = None
     hole: str = "_"
-    sample_seed: int = 0
     save: str | None = None
     report: str | None = None
 
     def __post_init__(self) -> None:
         checked("count", self.count, self.count >= 1, "at least one sample")
-        checked("steps", self.steps, self.steps >= 0, "0 (one per position) or more")
         checked("hole", self.hole, len(self.hole) == 1, "one character")
 
 
@@ -123,3 +156,8 @@ class Judged:
     eval_draws_per_row: int = 4
     samples: int = 64
     eval_seed: int = 0
+
+    def __post_init__(self) -> None:
+        checked("eval_rows", self.eval_rows, self.eval_rows >= 0, "0 (all) or more")
+        checked("eval_draws_per_row", self.eval_draws_per_row, self.eval_draws_per_row >= 1, "at least 1")
+        checked("samples", self.samples, self.samples >= 1, "at least 1")

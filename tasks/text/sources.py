@@ -204,7 +204,9 @@ def _csv(lines: TextIO, field: str, path: Path) -> Iterator[str]:
     reader = csv.DictReader(lines, strict=True)
     try:
         if field not in (reader.fieldnames or ()):
-            raise ValueError(f"{str(path)!r} has the columns {reader.fieldnames}, not {field!r}: name one with field=")
+            raise ValueError(
+                f"{str(path)!r} has the columns {reader.fieldnames}, not {field!r}: name one with field= (--text_field)"
+            )
         for record in reader:
             yield _field(record, field, f"{str(path)!r}, line {reader.line_num}")
     except csv.Error as error:
@@ -228,7 +230,7 @@ def _hub(source: Source) -> Iterator[str]:
 def _field(record: Any, field: str, where: str) -> str:
     if not isinstance(record, dict) or field not in record:
         found = f"the fields {sorted(record)}" if isinstance(record, dict) else f"a {type(record).__name__}"
-        raise ValueError(f"{where} has {found}, not {field!r}: name the one that holds the text with field=")
+        raise ValueError(f"{where} has {found}, not {field!r}: name the text's with field= (--text_field)")
     text = record[field]
     if not isinstance(text, str):
         raise ValueError(f"{where} holds a {type(text).__name__} in {field!r}, not text: mend or remove the record")

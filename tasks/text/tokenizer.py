@@ -92,7 +92,8 @@ def load(path_or_name: str | Path) -> PreTrainedTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(path_or_name)
     except (OSError, ValueError, KeyError) as error:
         remedy = f"give one of {', '.join(KINDS)}, a folder written by save_pretrained, or a name on the hub"
-        raise ValueError(f"no tokenizer loads from {str(path_or_name)!r} ({error}); {remedy}") from error
+        reason = " ".join(str(error).split())  # transformers writes paragraphs
+        raise ValueError(f"no tokenizer loads from {str(path_or_name)!r} ({reason}); {remedy}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{str(path_or_name)!r} is a {type(tokenizer).__name__}: choose one that has a tokenizer.json")
     if _kind(_state(tokenizer)) == "characters":

@@ -1,0 +1,61 @@
+"""A given text with holes: which tokens are known, which are sampled, and the text put together again."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from discdiff.layout import Layout, TokenBatch, make_batch
+from tasks.text.rows import text_of
+from tasks.text.tokenizer import encoder
+
+
+class Infill:
+    """`text` whose runs of the character `hole` are sampled, one token per character; the rest is given.
+
+    closed: what follows the text in its row is end tokens, as in padded rows; else it is free, as in packed rows, where a
+    window runs on. Raises ValueError for a text without a hole, one that gives the mask id, and one longer than a row.
+    """
+
+    def __init__(
+        self, layout: Layout, tokenizer: PreTrainedTokenizerFast, text: str, hole: str = "_", closed: bool = False
+    ) -> None:
+        self.layout, self.tokenizer, mask = layout, tokenizer, layout.vocab.mask
+        encode = encoder(tokenizer)
+        self.parts: list[tuple[str | None, list[int]]] = []  # (given text, its ids) or (None, masks)
+        for is_hole, symbols in itertools.groupby(text, lambda symbol: symbol == hole):
+            run = "".join(symbols)
+            ids = [mask] * len(run) if is_hole else [int(i) for i in encode([run])[0]]
+            if not is_hole and mask in ids:
+                raise ValueError(f"{run!r} gives the mask id {mask}: write holes as {hole!r}, the rest without it")
+            self.parts.append((None if is_hole else run, ids))
+        self.ids = [i for _, ids in self.parts for i in ids]
+        room = layout.length - 1
+        if mask not in self.ids or len(self.ids) > room:
+            count = self.ids.count(mask)
+            raise ValueError(
+                f"{text!r} has {len(self.ids)} tokens, {count} of them in holes {hole!r}: give at least one hole, and at "
+                f"most the {room} tokens of a row"
+            )
+        self.tail = [layout.vocab.special("EOS") if closed else mask] * (room - len(self.ids))
+
+    def batch(self, count: int, device: Any = "cpu") -> TokenBatch:
+        """`count` rows with everything but the holes (and an open tail) given."""
+        row = [self.layout.vocab.special("BOS"), *self.ids, *self.tail]
+        tokens = torch.tensor([row] * count, device=device)
+        return make_batch(self.layout, tokens, given=tokens != self.layout.vocab.mask)
+
+    def texts(self, tokens: Tensor) -> list[str]:
+        """The text of each sampled row, its given parts exactly as they were given."""
+        return [self._joined(row) for row in tokens[:, 1:].tolist()]
+
+    def _joined(self, row: list[int]) -> str:
+        out, at = "", 0
+        for given, ids in self.parts:
+            out += text_of(self.tokenizer, self.layout, row[at : at + len(ids)]) if given is None else given
+            at += len(ids)
+        return out
