@@ -3,9 +3,9 @@
 import discdiff as dd
 from discdiff.testing import noise_floor, total_variation, toy
 
-DRAWS = 20_000
+DRAWS = 5_000
 joint = toy()
-print(f"noise floor of {DRAWS} samples: {noise_floor(joint.p, DRAWS):.4f}")
+print(f"noise floor of {DRAWS:,} samples: {noise_floor(joint.p, DRAWS):.4f}")
 
 for process in (dd.Absorbing(), dd.Uniform(), dd.MaskOrReplace()):
     row = []

@@ -12,8 +12,8 @@ with tempfile.TemporaryDirectory() as name:
     text, run = Path(name) / "sounds.txt", f"{name}/run"
     text.write_text("\n".join(LINES * 20) + "\n")
     corpus = f"--source {text} --document line --rows padded --length 6 --tokenizer bpe --vocab_size 309 --cache {name}"
-    size = "--hidden_size 128 --num_layers 1 --steps 200 --batch_size 64 --learning_rate 4e-3 --schedule wsd"
-    rest = f"--twin false --samples 21 --progress false --device cpu --log_every 50 --out {run}"
+    size = "--hidden_size 64 --num_layers 2 --num_heads 4 --steps 120 --batch_size 64 --learning_rate 4e-3"
+    rest = f"--twin false --samples 21 --progress false --device cpu --log_every 40 --out {run}"
     train(f"{corpus} {size} {rest}".split())
     for holes in ("the cow says_", "the_ says quack", "the_ goes_"):  # a token is a word and the space before it
         sample([run, "--infill", holes, "--count", "3"])

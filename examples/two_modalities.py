@@ -21,10 +21,9 @@ def row(colour: int) -> dict[str, torch.Tensor]:
 config = dd.DiscDiffConfig(vocab=json.loads(vocab.to_json()), hidden_size=32, num_layers=2, num_heads=2, max_length=16)
 model = dd.DiscDiffModel.seeded(config, 0)
 settings = dd.TrainingSettings(steps=150, batch_size=32, learning_rate=3e-3, progress=False, log_every=50)
-trainer = dd.DiffusionTrainer(
-    model, settings, dd.Elbo(masker=Independent(0.5)), layout, [row(i % 4) for i in range(64)], output_dir=tempfile.mkdtemp()
-)
-trainer.train()
+rows = [row(i % 4) for i in range(64)]
+with tempfile.TemporaryDirectory() as folder:
+    dd.DiffusionTrainer(model, settings, dd.Elbo(masker=Independent(0.5)), layout, rows, output_dir=folder).train()
 
 tokens = torch.stack([row(colour)["tokens"] for colour in range(4)])
 for hidden in ("picture", "caption"):

@@ -36,8 +36,8 @@ def stir(model, seed=1):
 
 def tokens_of(layout, rows=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    size, first = layout.tables().size, layout.tables().first
-    return first + (torch.rand(rows, layout.length, generator=generator) * size).long()
+    ranges = torch.tensor([count for _, count, _ in layout.alphabets])[layout.tables().alphabet]
+    return layout.tables().first + (torch.rand(rows, layout.length, generator=generator) * ranges).long()
 
 
 def close(a, b, tolerance=1e-12):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from discdiff.clocks import Clock, Shared
-from discdiff.layout import Layout, TokenBatch
+from discdiff.layout import TokenBatch
 from discdiff.maskers import Masker
 from discdiff.noise import CORRUPT, Noise
 from discdiff.objectives.heads import cross_entropy, density, gather, reconstruction
-from discdiff.processes import Absorbing, PerSegment, Process
+from discdiff.processes import Absorbing, PerSegment, Process, check_layout
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Elbo:
 
         Raises ValueError for a noised segment without a process, and where noise on tokens could draw the mask id.
         """
-        self._check(batch.layout)
+        check_layout(self.process, batch.layout)
         if self.masker is not None:
             masked = self.masker(batch, noise, time)
             tokens = batch.tokens.masked_fill(masked.hidden, batch.layout.vocab.mask)
@@ -116,17 +116,6 @@ class Elbo:
         if not isinstance(self.process, PerSegment):
             return [(None, self.process)]
         return [(batch.layout.names.index(name), part) for name, part in self.process.parts.items()]
-
-    def _check(self, layout: Layout) -> None:
-        self.process.require(tuple(s.name for s in layout.segments if s.noised))
-        for s in layout.segments:
-            part = self.process.parts.get(s.name) if isinstance(self.process, PerSegment) else self.process
-            inside = s.modality == "text" and layout.vocab.mask < layout.vocab.text_size
-            if s.noised and inside and not isinstance(part, Absorbing):
-                raise ValueError(
-                    f"mask_id {layout.vocab.mask} is a text id, which {type(part).__name__} would draw as noise: "
-                    f"segment {s.name!r} of this vocabulary goes with Absorbing"
-                )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from discdiff.processes.base import Marginal, Process
 from discdiff.processes.dense import Dense
 from discdiff.processes.families import Absorbing, Interpolating, MaskOrReplace, Uniform, vq_paper, vq_released
-from discdiff.processes.segments import PerSegment
+from discdiff.processes.segments import PerSegment, check_layout
 from discdiff.schedules import SCHEDULES
 
 PROCESSES: dict[str, type] = {p.__name__: p for p in (Absorbing, Uniform, MaskOrReplace, Interpolating, PerSegment)}
@@ -23,6 +23,7 @@ __all__ = [
     "PerSegment",
     "Process",
     "Uniform",
+    "check_layout",
     "vq_paper",
     "vq_released",
 ]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from discdiff.processes.base import Process
+from discdiff.processes.families import Absorbing
 from discdiff.types import Alphabet
+
+if TYPE_CHECKING:
+    from discdiff.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -69,3 +73,18 @@ class PerSegment(Process):
 
 def _match(here: Tensor, value: Tensor) -> Tensor:
     return here.reshape(*here.shape, *[1] * (value.ndim - here.ndim)) if here.ndim < value.ndim else here
+
+
+def check_layout(process: Process, layout: Layout) -> None:
+    """Raise ValueError where a process does not fit a layout: a noised segment it does not name, or noise on tokens of a
+    segment whose ids include the mask, which such noise would draw.
+    """
+    process.require(tuple(s.name for s in layout.segments if s.noised))
+    for s in layout.segments:
+        part = process.parts.get(s.name) if isinstance(process, PerSegment) else process
+        inside = s.modality == "text" and layout.vocab.mask < layout.vocab.text_size
+        if s.noised and inside and not isinstance(part, Absorbing):
+            raise ValueError(
+                f"mask_id {layout.vocab.mask} is a text id, which {type(part).__name__} would draw as noise: "
+                f"segment {s.name!r} of this vocabulary goes with Absorbing"
+            )

@@ -12,6 +12,7 @@ from discdiff.clocks import Clock, Shared
 from discdiff.kernels import Kernel, prior_tokens
 from discdiff.layout import TokenBatch
 from discdiff.noise import Noise
+from discdiff.processes import check_layout
 from discdiff.sampling.grid import Grid, as_grid
 from discdiff.types import Info, State
 
@@ -86,7 +87,7 @@ def _check(denoiser: Any, kernel: Kernel, batch: TokenBatch, grid: Grid) -> None
     noised = tuple(s.name for s in layout.segments if s.noised)
     if not noised or not bool(batch.free.any()):
         raise ValueError("nothing to sample: every position is given, invalid or not noised")
-    kernel.process.require(noised)
+    check_layout(kernel.process, layout)
     if grid.times[0] != 1:
         raise ValueError(f"the grid starts at time {grid.times[0]}, a run starts from the prior: at time 1")
     readers = (*denoiser.reads, *kernel.reads)
