@@ -1,9 +1,12 @@
-"""How far few-step samplers are from the truth, on a law that is known exactly."""
+"""How far few-step samplers are from the truth, on a law that is known exactly.
+
+python -m examples.exact_toy    # from the repository
+"""
 
 import discdiff as dd
 from discdiff.testing import noise_floor, total_variation, toy
 
-DRAWS = 5_000
+DRAWS = 3_000
 joint = toy()
 print(f"noise floor of {DRAWS:,} samples: {noise_floor(joint.p, DRAWS):.4f}")
 

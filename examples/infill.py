@@ -1,4 +1,7 @@
-"""Train a small text model on a few sentences, then fill in the holes of some of them."""
+"""Train a small text model on a few sentences, then fill in the holes of some of them.
+
+python -m examples.infill    # from the repository
+"""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""One sequence with a caption and a picture: train for a moment, then sample either from the other."""
+"""One sequence with a caption and a picture: train for a moment, then sample either from the other.
+
+python -m examples.two_modalities    # from the repository
+"""
 
 import json
 import tempfile
@@ -18,9 +21,10 @@ def row(colour: int) -> dict[str, torch.Tensor]:
     return {"tokens": torch.tensor([colour] * 2 + [first + colour] * 9)}
 
 
-config = dd.DiscDiffConfig(vocab=json.loads(vocab.to_json()), hidden_size=32, num_layers=2, num_heads=2, max_length=16)
+width = {"hidden_size": 32, "initializer_range": 32**-0.5}
+config = dd.DiscDiffConfig(vocab=json.loads(vocab.to_json()), num_layers=2, num_heads=2, max_length=16, **width)
 model = dd.DiscDiffModel.seeded(config, 0)
-settings = dd.TrainingSettings(steps=150, batch_size=32, learning_rate=3e-3, progress=False, log_every=50)
+settings = dd.TrainingSettings(steps=100, batch_size=32, learning_rate=3e-3, progress=False, log_every=50)
 rows = [row(i % 4) for i in range(64)]
 with tempfile.TemporaryDirectory() as folder:
     dd.DiffusionTrainer(model, settings, dd.Elbo(masker=Independent(0.5)), layout, rows, output_dir=folder).train()

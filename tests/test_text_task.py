@@ -19,14 +19,12 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from discdiff.cli import guarded
 from discdiff.models import DiscDiffModel
-from discdiff.training import read_metrics, token_batch, verify
+from discdiff.training import read_metrics, verify
 from tasks.text import __main__ as command
 from tasks.text import evaluate, rows
 from tasks.text.folder import load_model, load_task
-from tasks.text.infill import Infill
 from tasks.text.quality import unigram_entropy
-from tasks.text.settings import Corpus, Network, Sampler
-from tasks.text.tokenizer import characters
+from tasks.text.settings import Network, Sampler
 from tasks.text.training import config_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +36,8 @@ SMALL = (
     "--num_layers 1 --hidden_size 32 --num_heads 2 --length 32 --batch_size 32 --learning_rate 5e-3 --progress false"
 )
 QUICK = "--samples 8 --eval_rows 32 --eval_draws_per_row 2 --device cpu --log_every 1000"
+
+LINEWISE = ["--document", "line", "--boundaries", "true"]
 
 
 def arguments(source: Path | str, folder: Path, *more: str) -> list[str]:
@@ -59,11 +59,7 @@ def source(tmp_path_factory) -> Path:
 def run(source) -> Path:
     """A trained folder: characters, packed rows with document boundaries, and the twin."""
     folder = source.parent / "run"
-    command.train(
-        arguments(
-            source, folder, *["--document", "line", "--boundaries", "true", "--steps", "120", "--num_layers", "2"]
-        )
-    )
+    command.train(arguments(source, folder, *LINEWISE, "--steps", "80"))
     return folder
 
 
@@ -76,7 +72,7 @@ def test_training_lowers_the_bound(run, capsys):
     corpus, tokenizer = load_task(run)
     _, valid = rows.load_rows(corpus, tokenizer, layout)
     batches = rows.batches(valid, layout, 32)
-    blank = DiscDiffModel.seeded(config_for(layout, Network(32, 2, 2), process), 0)
+    blank = DiscDiffModel.seeded(config_for(layout, Network(32, 1, 2), process), 0)
     untrained = evaluate.report(evaluate.likelihood(blank, process, batches, 2, 0), batches, tokenizer, False)
     learned = figures["model"]["nats_per_token"]
     tokens = torch.cat([batch.tokens[:, 1:] for batch in batches]).numpy()
@@ -91,7 +87,8 @@ def test_training_lowers_the_bound(run, capsys):
     assert likelihood | quality <= set(figures["model"]) == set(figures["twin"]) and quality == set(figures["data"])
     assert all(re.search(rf"{key} .*{figures['model'][key]:.4f}", printed) for key in likelihood | quality)
     assert all(math.isfinite(value) for part in ("model", "twin", "data") for value in figures[part].values())
-    assert figures["data"]["judged_nats_per_token"] < figures["model"]["judged_nats_per_token"]
+    judged = {name: figures[name]["judged_nats_per_token"] for name in ("data", "twin", "model")}
+    assert judged["data"] < 0.5 < 1 < judged["model"] and judged["twin"] < 0.5  # 0.13 for all of the data's tokens
 
 
 def test_figures_agree_with_each_other(run):
@@ -141,21 +138,6 @@ def test_infilling_keeps_what_is_given(run, text, capsys):
     command.sample([str(run), "--infill", text.replace("_", "#"), "--hole", "#", "--count", "4"])
     for found in capsys.readouterr().out.split("\n" + "-" * 40 + "\n")[:-1]:
         assert re.fullmatch(re.escape(text).replace("_", ".?"), found, re.DOTALL)
-
-
-@pytest.mark.parametrize("closed", [True, False])
-def test_infilling_gives_everything_but_the_holes(closed):
-    tokenizer = characters([TEXT])
-    layout = rows.layout_for(tokenizer, 10)
-    infill = Infill(layout, tokenizer, "cat__g", closed=closed)
-    batch = infill.batch(2)
-    expected = [False] * 4 + [True] * 2 + [False] * 1 + [not closed] * 4
-    assert batch.free.tolist() == [expected] * 2
-    assert (batch.tokens[0, 7:] == layout.vocab.special("EOS" if closed else "MASK")).all()
-    filled = batch.tokens.clone()
-    filled[:, 4] = layout.vocab.special("EOS")
-    filled[:, 5] = tokenizer.encode("o")[0]
-    assert infill.texts(filled) == ["catog"] * 2  # an end token in a hole is no character
 
 
 # ---- corpora, tokenizers, rows and processes
@@ -212,40 +194,6 @@ def test_every_kind_of_corpus_and_process(case, tmp_path, capsys):
     assert not (tokens == layout.vocab.mask).any()
     wanted = re.search(r"--process (\w+)", f"{flags} --process absorbing")[1]
     assert type(process).__name__.lower() == wanted.replace("_", "")
-
-
-def test_padded_rows_end_in_end_tokens(tmp_path):
-    source = write(tmp_path / "a.txt", "ab\ncde\n" * 20)
-    corpus = Corpus(str(source), document="line", rows="padded", length=6, cache=str(tmp_path))
-    tokenizer = rows.build_tokenizer(corpus)
-    layout = rows.layout_for(tokenizer, 6)
-    train, _ = rows.load_rows(corpus, tokenizer, layout)
-    (batch,) = rows.batches(train, layout, 2)
-    bos, eos = (layout.vocab.special(name) for name in ("BOS", "EOS"))
-    assert batch.unrestricted and batch.free.sum(1).tolist() == [6, 6]
-    assert batch.tokens.tolist() == [[bos, 0, 1, eos, eos, eos, eos], [bos, 2, 3, 4, eos, eos, eos]]
-    assert rows.to_text(tokenizer, layout, batch.tokens) == ["ab", "cde"]
-    assert rows.lengths(layout, batch.tokens, True).tolist() == [3, 4]  # the text and one end token
-    assert rows.lengths(layout, batch.tokens, False).tolist() == [6, 6]
-
-
-def test_documents_of_a_packed_row_do_not_see_each_other(tmp_path):
-    source = write(tmp_path / "a.txt", "abc\nde\n" * 30)
-    corpus = Corpus(str(source), document="line", boundaries=True, length=9, cache=str(tmp_path))
-    tokenizer = rows.build_tokenizer(corpus)
-    layout = rows.layout_for(tokenizer, 9)
-    train, _ = rows.load_rows(corpus, tokenizer, layout)
-    row = train[0]
-    assert row["sample"].tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 2, 2]  # BOS abc end, de end, ab
-    assert row["slot"].tolist() == [0, 1, 2, 3, 4, 1, 2, 3, 1, 2]
-    process = None
-    model = DiscDiffModel.seeded(config_for(layout, Network(16, 1, 2), process), 0).eval()
-    batch = token_batch(layout, {k: torch.from_numpy(v)[None] for k, v in row.items() if k != "id"}, check=True)
-    other = batch._replace(tokens=batch.tokens.clone())
-    other.tokens[0, 6] = tokenizer.encode("a")[0]
-    with torch.no_grad():
-        changed = (model(batch=batch).hidden != model(batch=other).hidden).any(-1)[0]
-    assert changed.tolist() == [False] * 5 + [True] * 3 + [False] * 2
 
 
 # ---- what is refused, before any step of training
@@ -316,8 +264,8 @@ def test_train_refuses(flags, source, tmp_path, capsys, no_training):
 
 
 def test_train_refuses_to_go_on_with_other_settings(run, source, capsys, no_training):
-    argv = arguments(source, run, *["--document", "line", "--boundaries", "true", "--num_layers", "2"])
-    for flag, value in (("--process", "uniform"), ("--num_layers", "1"), ("--length", "16")):
+    argv = arguments(source, run, *LINEWISE)
+    for flag, value in (("--process", "uniform"), ("--num_layers", "2"), ("--length", "16")):
         line = refusal(command.train, [*argv, flag, value], capsys)
         assert f"{flag[2:]} " in line and "go on with the same, or choose another --out" in line
     assert load_task(run)[0].length == 32  # what was there is left as it was
@@ -356,17 +304,6 @@ def test_folders_that_are_no_run_are_refused(run, tmp_path, capsys):
     settings["corpus"]["lenght"] = 3
     write(tmp_path / "task.json", json.dumps(settings))
     assert "'lenght'; did you mean 'length'" in refusal(command.evaluate, [str(tmp_path)], capsys)
-
-
-def test_what_masks_cannot_do_is_refused(tmp_path):
-    made = words()
-    layout = rows.layout_for(made, 8)
-    with pytest.raises(ValueError, match="gives the mask id 6: write holes as '_'"):
-        Infill(layout, made, "a [MASK] _")
-    with pytest.raises(ValueError, match="order 'entropy' fills masks, the model's process is Uniform: use ancestral"):
-        from discdiff.processes import Uniform
-
-        evaluate.kernel_for("entropy", Uniform())
 
 
 def test_the_module_is_a_command(monkeypatch, capsys):

@@ -13,7 +13,7 @@ from discdiff.noise import CORRUPT, Noise
 from tokenizers_vq import PixelTokenizer
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TEMPLATES = ("here is a {}", "a handwritten {} digit", "{} written by hand", "somebody drew a {}")
+TEMPLATES = ("here is number {}", "the handwritten digit {}", "{} written by hand", "somebody drew number {}")
 LEXICON = tuple(dict.fromkeys(" ".join(TEMPLATES).replace("{}", "").split())) + WORDS
 CAPTION = 4  # words of a caption
 HELD_OUT = 360

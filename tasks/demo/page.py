@@ -47,13 +47,13 @@ def write(
     names = ("caption_accuracy", "digit_accuracy_64", "digit_accuracy_16", "classifier_accuracy_on_real")
     report.figures({name.replace("_", " "): f"{figures[name]:.1%}" for name in names})
     report.heading("Training").curve(curve, "seconds", "nats per token", "training loss")
-    _drawings(report, model, where, seed)
+    _drawings(report, model, where, seed, folder)
     _readings(report, model, where, test)
     _halves(report, model, where, test, seed)
     shown = views(where)
-    drawing = record(tasks.draw_run(model, where, ["somebody drew a eight"], 64, seed))
+    drawing = record(tasks.draw_run(model, where, ["somebody drew number eight"], 64, seed))
     report.heading("An image appears").player(
-        drawing, shown, 'caption given: "somebody drew a eight"; 64 ancestral steps'
+        drawing, shown, 'caption given: "somebody drew number eight"; 64 ancestral steps'
     )
     denoiser, kernel = tasks.reader(model)
     reading = record(iterate(denoiser, kernel, tasks.read_batch(model, where, test.images[:1]), digits.CAPTION))
@@ -64,12 +64,12 @@ def write(
     return report.save(folder / "report.html")
 
 
-def _drawings(report: Report, model: Any, where: Layout, seed: int) -> None:
+def _drawings(report: Report, model: Any, where: Layout, seed: int, folder: Path) -> None:
     labels = torch.arange(10).repeat(8)
     images = tasks.draw(model, where, labels, 64, seed + 1)
-    report.heading("Drawn from captions").image(
-        image_grid(grey(images), 10, scale=6), "one column per digit, 64 steps, temperature 1, no guidance"
-    )
+    grid = image_grid(grey(images), 10, scale=6, labels=[*digits.WORDS, *[""] * 70])
+    grid.save(folder / "drawn.png")
+    report.heading("Drawn from captions").image(grid, "one column per digit, 64 steps, temperature 1, no guidance")
 
 
 def _readings(report: Report, model: Any, where: Layout, test: Digits) -> None:

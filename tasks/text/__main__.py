@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from discdiff.cli import commands, guarded, parse
@@ -81,8 +81,9 @@ def _evaluate(folder: Path, judged: Judged, sampler: Sampler) -> None:
     for name, tokens in samples.items():
         part = figures.setdefault(name, {})
         if "twin" in trained:
-            part |= quality.judge(tokens, trained["twin"].model, trained["twin"].layout, padded)
-        part |= quality.diversity(tokens)
+            twin = trained["twin"]
+            part |= quality.judge(text_rows.judged_rows(twin.layout, tokens, corpus.ends), twin.model)
+        part |= quality.diversity(text_rows.judged_rows(trained["model"].layout, tokens, corpus.ends))
     finite = {name: {k: v if math.isfinite(v) else None for k, v in part.items()} for name, part in figures.items()}
     report = {**finite, "judged": asdict(judged), "sampler": asdict(sampler)}
     (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -91,7 +92,7 @@ def _evaluate(folder: Path, judged: Judged, sampler: Sampler) -> None:
         print(f"{key:>24}" + "".join(f"{part[key]:12.4f}" if key in part else " " * 12 for part in figures.values()))
 
 
-def _samples(trained: Trained, judged: Judged, sampler: Sampler) -> Any:
+def _samples(trained: Trained, judged: Judged, sampler: Sampler) -> Tensor:
     model, layout, process = trained
     if process is None:
         return quality.generate_autoregressive(model, layout, judged.samples, sampler.sample_seed)
@@ -105,13 +106,13 @@ def sample(argv: Sequence[str]) -> None:
     corpus, tokenizer = load_task(folder)
     model, layout, process = load_model(folder / "model")
     assert process is not None
+    read: Callable[[Tensor], list[str]]
     if request.infill is None:
-        batch, read = (
-            text_rows.blank(layout, request.count, model.device),
-            partial(text_rows.to_text, tokenizer, layout),
-        )
+        batch = text_rows.blank(layout, request.count, model.device)
+        read = partial(text_rows.to_text, tokenizer, layout, cut=corpus.ends, between="\n")
     else:
-        infill = Infill(layout, tokenizer, request.infill, request.hole, closed=corpus.rows == "padded")
+        tail = "ends" if corpus.rows == "padded" else "absent" if corpus.boundaries else "free"
+        infill = Infill(layout, tokenizer, request.infill, request.hole, tail)
         batch, read = infill.batch(request.count, model.device), infill.texts
     traces: dict[int, Trace] = {}
     tokens = batch.tokens

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from discdiff.denoisers import ModelDenoiser, Nucleus, Temperature, TopK
 from discdiff.kernels import Ancestral, Commit, FirstHitting
-from discdiff.layout import Layout, TokenBatch, make_batch
+from discdiff.layout import Layout, TokenBatch
 from discdiff.metrics import Estimate, distinct, nelbo, unigram_entropy
 from discdiff.processes import Absorbing, Process
 from discdiff.sampling import iterate, sample
@@ -21,6 +21,8 @@ from discdiff.types import Info, State
 from tasks.text.rows import BATCH, blank, lengths, to_text
 from tasks.text.settings import Sampler
 from tasks.text.training import objective_for
+
+FEWEST = 32  # ancestral steps: fewer would reveal the tokens of a short hole together, as if they were independent
 
 
 def kernel_for(order: str, process: Process) -> Any:
@@ -44,7 +46,8 @@ def denoiser_for(model: Any, sampler: Sampler) -> Any:
 
 def run(model: Any, process: Process, batch: TokenBatch, sampler: Sampler) -> Iterator[tuple[State, Info]]:
     """The sampling run, state by state."""
-    steps = sampler.steps or int(batch.free.sum(1).max())
+    free = int(batch.free.sum(1).max())
+    steps = sampler.steps or (max(free, FEWEST) if sampler.order == "ancestral" else free)
     kernel = kernel_for(sampler.order, process)
     return iterate(denoiser_for(model, sampler), kernel, batch, steps, seed=sampler.sample_seed)
 
@@ -89,9 +92,9 @@ def report(
     }
 
 
-def diversity(tokens: Tensor) -> dict[str, float]:
-    """What collapse would spoil, of token rows: entropy within a row, distinct n-grams, share of distinct rows."""
-    words = tokens[:, 1:].cpu()
+def diversity(rows: TokenBatch) -> dict[str, float]:
+    """What collapse would spoil, of sampled rows: entropy within a row, distinct n-grams, share of distinct rows."""
+    words = rows.tokens[:, 1:].cpu()
     return {
         "entropy": unigram_entropy(words),
         "distinct_2": distinct(words, 2),
@@ -100,8 +103,8 @@ def diversity(tokens: Tensor) -> dict[str, float]:
     }
 
 
-def judge(tokens: Tensor, twin: Any, layout: Layout, padded: bool) -> dict[str, float]:
-    """Token rows judged by the autoregressive twin, which has `layout`: nats per token, to be read beside `diversity`."""
-    rows = [make_batch(layout, part, check=False) for part in tokens.to(twin.device).split(BATCH)]
-    judged = likelihood(twin, None, rows, 1, 0)
-    return {"judged_nats_per_token": judged.per(float(lengths(layout, tokens, padded).double().mean()))}
+def judge(rows: TokenBatch, twin: Any) -> dict[str, float]:
+    """Sampled rows of the autoregressive twin's layout judged by it, nats per token: to be read beside `diversity`."""
+    parts = [rows.rows(index) for index in torch.arange(len(rows.tokens), device=rows.tokens.device).split(BATCH)]
+    tokens = float(rows.free.sum(1).double().mean())
+    return {"judged_nats_per_token": likelihood(twin, None, parts, 1, 0).per(tokens)}

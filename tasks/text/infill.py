@@ -9,21 +9,26 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from discdiff.config import checked
 from discdiff.layout import Layout, TokenBatch, make_batch
 from tasks.text.rows import text_of
 from tasks.text.tokenizer import encoder
+
+TAILS = ("ends", "free", "absent")
 
 
 class Infill:
     """`text` whose runs of the character `hole` are sampled, one token per character; the rest is given.
 
-    closed: what follows the text in its row is end tokens, as in padded rows; else it is free, as in packed rows, where a
-    window runs on. Raises ValueError for a text without a hole, one that gives the mask id, and one longer than a row.
+    tail: what follows the text in its row, as the model was trained: "ends", end tokens (padded rows); "free", more text
+    (packed rows, where a window runs on); "absent", nothing (packed rows with boundaries). Raises ValueError for a text
+    without a hole, one that gives the mask id, and one longer than a row.
     """
 
     def __init__(
-        self, layout: Layout, tokenizer: PreTrainedTokenizerFast, text: str, hole: str = "_", closed: bool = False
+        self, layout: Layout, tokenizer: PreTrainedTokenizerFast, text: str, hole: str = "_", tail: str = "free"
     ) -> None:
+        checked("tail", tail, tail in TAILS, f"choose from {', '.join(TAILS)}")
         self.layout, self.tokenizer, mask = layout, tokenizer, layout.vocab.mask
         encode = encoder(tokenizer)
         self.parts: list[tuple[str | None, list[int]]] = []  # (given text, its ids) or (None, masks)
@@ -41,13 +46,16 @@ class Infill:
                 f"{text!r} has {len(self.ids)} tokens, {count} of them in holes {hole!r}: give at least one hole, and at "
                 f"most the {room} tokens of a row"
             )
-        self.tail = [layout.vocab.special("EOS") if closed else mask] * (room - len(self.ids))
+        vocab = layout.vocab
+        self.tail = {"ends": vocab.special("EOS"), "free": vocab.mask, "absent": vocab.pad}[tail]
 
     def batch(self, count: int, device: Any = "cpu") -> TokenBatch:
-        """`count` rows with everything but the holes (and an open tail) given."""
-        row = [self.layout.vocab.special("BOS"), *self.ids, *self.tail]
+        """`count` rows with everything but the holes (and a free tail) given."""
+        vocab, length = self.layout.vocab, self.layout.length
+        row = [vocab.special("BOS"), *self.ids] + [self.tail] * (length - 1 - len(self.ids))
         tokens = torch.tensor([row] * count, device=device)
-        return make_batch(self.layout, tokens, given=tokens != self.layout.vocab.mask)
+        valid = tokens != vocab.pad if self.tail == vocab.pad else None
+        return make_batch(self.layout, tokens, valid=valid, given=tokens != vocab.mask)
 
     def texts(self, tokens: Tensor) -> list[str]:
         """The text of each sampled row, its given parts exactly as they were given."""

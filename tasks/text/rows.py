@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -98,13 +99,26 @@ def text_of(tokenizer: PreTrainedTokenizerFast, layout: Layout, ids: list[int]) 
     return tokenizer.decode([i for i in ids if i < layout.vocab.text_size and i != layout.vocab.mask])
 
 
-def to_text(tokenizer: PreTrainedTokenizerFast, layout: Layout, tokens: Tensor, cut: bool = True) -> list[str]:
-    """Strings of token rows; `cut` ends a row at its first end token, else end tokens are left out."""
-    kept = [row[:stop] for row, stop in zip(tokens[:, 1:].tolist(), lengths(layout, tokens, cut).tolist())]
-    return [text_of(tokenizer, layout, row) for row in kept]
+def to_text(
+    tokenizer: PreTrainedTokenizerFast, layout: Layout, tokens: Tensor, cut: bool = True, between: str = ""
+) -> list[str]:
+    """Strings of token rows; `cut` ends a row at its first end token, else its documents are joined by `between`."""
+    end, texts = layout.vocab.special("EOS"), []
+    for row, length in zip(tokens[:, 1:].tolist(), lengths(layout, tokens, cut).tolist()):
+        documents = [list(ids) for ended, ids in groupby(row[:length], end.__eq__) if not ended]
+        texts.append(between.join(text_of(tokenizer, layout, ids) for ids in documents))
+    return texts
 
 
 def lengths(layout: Layout, tokens: Tensor, cut: bool) -> Tensor:
     """Tokens of each row (rows,), BOS not counted: all of them, or with `cut` those up to the first end token, included."""
     ends = (tokens[:, 1:] == layout.vocab.special("EOS")) & cut
     return (ends.long().cumsum(1) - ends.long() == 0).sum(1)
+
+
+def judged_rows(layout: Layout, tokens: Tensor, cut: bool) -> TokenBatch:
+    """Token rows as they are judged: with `cut`, what is behind the first end token becomes end tokens and does not count."""
+    column = torch.arange(tokens.shape[1], device=tokens.device)
+    behind = column > lengths(layout, tokens, cut)[:, None]
+    closed = tokens.masked_fill(behind, layout.vocab.special("EOS"))
+    return make_batch(layout, closed, valid=~behind if cut else None, check=False)

@@ -51,6 +51,11 @@ class Corpus:
         checked("valid_split", self.valid_split, self.valid_split is None or hub, f"it goes with a source {HUB}NAME")
 
     @property
+    def ends(self) -> bool:
+        """Whether a row sampled after this corpus ends at its first end token; else a window may hold several documents."""
+        return self.rows == "padded" or self.boundaries
+
+    @property
     def train_source(self) -> Source:
         """Where the training text comes from."""
         return self._source(self.source, self.split)
@@ -113,7 +118,8 @@ class Output:
 @dataclass(frozen=True)
 class Sampler:
     """How to sample. order: "ancestral", "first_hitting", or an order of commits: random, left_to_right, confidence,
-    margin, entropy, candidate. steps: 0 means one per free position. top_k 0 and nucleus 1 truncate nothing.
+    margin, entropy, candidate. steps: 0 means one per free position (ancestral: at least 32). top_k 0 and nucleus 1
+    truncate nothing.
     """
 
     steps: int = 0
