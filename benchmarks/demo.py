@@ -40,7 +40,9 @@ def main(argv: Sequence[str]) -> None:
         values = [one[name] for one in runs]
         unit = UNITS.get(name, "share")
         figures.append({"figure": name, "value": mean(values), "unit": unit, "goal": GOALS.get(name)})
-        figures += [{"figure": f"{name}, seed {s}", "value": v, "unit": unit} for s, v in zip(seeds, values, strict=True)]
+        figures += [
+            {"figure": f"{name}, seed {s}", "value": v, "unit": unit} for s, v in zip(seeds, values, strict=True)
+        ]
     record("demo", figures, data="scikit-learn digits, 360 held out", seeds=list(seeds))
 
 

@@ -95,12 +95,16 @@ def main(argv: Sequence[str]) -> None:
         note(f"{name}, valid", estimate.mean, "nats per molecule", "<= 17" if process else None)
         note(f"{name}, valid, standard error", estimate.stderr, "nats per molecule")
         if process is None:
-            _judge(note, name, evaluate.generate_autoregressive(model, where, settings.count, 1), tokenizer, where, known)
+            _judge(
+                note, name, evaluate.generate_autoregressive(model, where, settings.count, 1), tokenizer, where, known
+            )
             continue
         for order, steps in (("ancestral", 32), ("random", 32), ("entropy", 32)):
             sampler = Sampler(order=order, steps=steps, sample_seed=1)
             tokens = evaluate.generate(model, process, rows.blank(layout, settings.count, model.device), sampler)
-            _judge(note, f"{name}, {order}, {steps} steps", tokens, tokenizer, layout, known, goals=order == "ancestral")
+            _judge(
+                note, f"{name}, {order}, {steps} steps", tokens, tokenizer, layout, known, goals=order == "ancestral"
+            )
     eos = layout.vocab.special("EOS")
     grams = NGram(4).fit([train[i]["tokens"][1:] for i in range(len(train))])
     nats = grams.nats([valid[i]["tokens"][1:] for i in range(len(valid))])
@@ -115,7 +119,9 @@ def main(argv: Sequence[str]) -> None:
         record("qm9_smiles", figures, data="qm9_smiles: train.csv, valid.csv", seeds=[settings.seed])
 
 
-def _judge(note: Any, name: str, tokens: torch.Tensor, tokenizer: Any, layout: Any, known: set[str], goals: bool = False):
+def _judge(
+    note: Any, name: str, tokens: torch.Tensor, tokenizer: Any, layout: Any, known: set[str], goals: bool = False
+):
     texts = rows.to_text(tokenizer, layout, tokens)
     wanted = {"valid": ">= 0.45", "unique": ">= 0.9"} if goals else {}
     for key, value in molecules(texts, known).items():

@@ -21,7 +21,13 @@ def test_depth_is_the_patch_row_by_row():
 
 
 @pytest.mark.parametrize(
-    "bad", [torch.full((1, 8, 8), 17), torch.full((1, 8, 8), -1), torch.zeros(1, 8, 8), torch.zeros(1, 7, 8, dtype=torch.long)]
+    "bad",
+    [
+        torch.full((1, 8, 8), 17),
+        torch.full((1, 8, 8), -1),
+        torch.zeros(1, 8, 8),
+        torch.zeros(1, 7, 8, dtype=torch.long),
+    ],
 )
 def test_bad_pictures(bad):
     with pytest.raises(ValueError, match="pictures are"):

@@ -45,7 +45,9 @@ class PixelTokenizer:
     def token_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """(batch, height, width) to (batch, slots, depth)."""
         if tuple(input_shape[-2:]) != (self.height, self.width):
-            raise ValueError(f"pictures are {tuple(input_shape[-2:])}, this tokenizer takes {(self.height, self.width)}")
+            raise ValueError(
+                f"pictures are {tuple(input_shape[-2:])}, this tokenizer takes {(self.height, self.width)}"
+            )
         return (*input_shape[:-2], self.grid[0] * self.grid[1], self.depth)
 
     def encode(self, x: Tensor) -> Tensor:

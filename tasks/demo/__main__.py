@@ -30,7 +30,7 @@ class Demo:
     """
 
     seed: int = 0
-    seconds: float = 220.0
+    seconds: float = 258.0
     steps: int = 0
     count: int = 500
     warped: int = 2

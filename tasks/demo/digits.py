@@ -55,9 +55,9 @@ def warp(images: Tensor, copies: int, seed: int = 0) -> Tensor:
     rows = len(images) * copies
     noise = Noise.seeded(seed, torch.ones(rows, 1, dtype=torch.bool))
     turn, stretch, shear, dy, dx = (2 * noise.uniform(CORRUPT, channels=5)[:, 0] - 1).unbind(-1)
-    angle, scale = turn * 0.17, 1 + stretch * 0.08
+    angle, scale = turn * 0.09, 1 + stretch * 0.045
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    rotation = torch.stack([cos, -sin + 0.1 * shear, dx * 0.12, sin, cos, dy * 0.12], -1).reshape(-1, 2, 3)
+    rotation = torch.stack([cos, -sin + 0.055 * shear, dx * 0.066, sin, cos, dy * 0.066], -1).reshape(-1, 2, 3)
     grid = torch.nn.functional.affine_grid(rotation, [rows, 1, 8, 8], align_corners=False)
     source = images.double().repeat(copies, 1, 1)[:, None]
     moved = torch.nn.functional.grid_sample(source, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
