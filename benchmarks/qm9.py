@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,9 @@ import torch
 
 from benchmarks.results import record
 from discdiff.cli import guarded, parse
+from discdiff.models import DiscDiffModel
 from discdiff.processes import Absorbing
-from discdiff.training import TrainingSettings
+from discdiff.training import TrainingSettings, read_metrics
 from tasks.text import evaluate, rows
 from tasks.text.quality import NGram
 from tasks.text.settings import Corpus, Network, Sampler
@@ -30,17 +30,20 @@ DATA = Path(os.environ.get("DISCDIFF_DATA", "../shared/data")) / "qm9_smiles"
 
 @dataclass(frozen=True)
 class Qm9:
-    """seconds of training of the diffusion model, and of the twin after it; count: samples judged."""
+    """seconds of training of the diffusion model, and of the twin after it; count: samples judged; reuse: judge the models
+    that an earlier run left in `out`.
+    """
 
     seconds: float = 600.0
     hidden_size: int = 128
     num_layers: int = 4
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    ema: float = 0.9995
+    batch_size: int = 64
+    learning_rate: float = 4e-3
+    ema: float = 0.999
     seed: int = 0
     count: int = 1000
     twin: bool = True
+    reuse: bool = False
     out: str = "runs/qm9"
     save: bool = True
 
@@ -86,14 +89,19 @@ def main(argv: Sequence[str]) -> None:
         print(f"{name:>44}: {value:.4f} {unit}", flush=True)
 
     for name, process in (("diffusion", Absorbing()), *([("autoregressive twin", None)] if settings.twin else [])):
-        began = time.monotonic()
-        model = fit(layout, network, process, training, train, valid, Path(settings.out) / name.split()[0])
-        note(f"{name}, training", time.monotonic() - began, "s")
+        folder = Path(settings.out) / name.split()[0]
+        if settings.reuse:
+            model = DiscDiffModel.from_pretrained(folder).eval()
+        else:
+            model = fit(layout, network, process, training, train, valid, folder)
+        log = read_metrics(folder.with_name(folder.name + "_training") / "metrics.jsonl")[-1]
+        note(f"{name}, training", log["seconds"], "s")
+        note(f"{name}, training steps", log["step"], "steps")
         where = layout if process else replace(layout, attention="causal")
         batches = rows.batches(valid, where)
         estimate = evaluate.likelihood(model, process, batches, 4, settings.seed)
-        note(f"{name}, valid", estimate.mean, "nats per molecule", "<= 17" if process else None)
-        note(f"{name}, valid, standard error", estimate.stderr, "nats per molecule")
+        note(f"{name}, nats on valid", estimate.mean, "nats per molecule", "<= 17" if process else None)
+        note(f"{name}, nats on valid, standard error", estimate.stderr, "nats per molecule")
         if process is None:
             _judge(
                 note, name, evaluate.generate_autoregressive(model, where, settings.count, 1), tokenizer, where, known
@@ -108,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
     eos = layout.vocab.special("EOS")
     grams = NGram(4).fit([train[i]["tokens"][1:] for i in range(len(train))])
     nats = grams.nats([valid[i]["tokens"][1:] for i in range(len(valid))])
-    note("4-gram, valid", nats.per_row, "nats per molecule")
+    note("4-gram, nats on valid", nats.per_row, "nats per molecule")
     texts = []
     for row in grams.sample(settings.count, 32, 1, eos_id=eos):
         ids = [int(i) for i in row]

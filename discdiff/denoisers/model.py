@@ -73,7 +73,8 @@ class ModelDenoiser:
 
         def logits(index: Tensor, number: int) -> Tensor:
             chosen = self.model.select(hidden, batch, index, shift=self.shift)
-            return chosen @ self.model.head_weight(*batch.layout.alphabets[number]).T
+            head = self.model.head_weight(*batch.layout.alphabets[number])
+            return chosen.to(head.dtype) @ head.T  # a trainer's mixed precision hands out float32 hidden states
 
         return Prediction(batch, torch.no_grad()(logits))
 

@@ -1,6 +1,6 @@
 """python -m tasks.demo: train on captions and digits together, then draw, read and fill in; writes runs/demo/.
 
-On two CPU cores about four minutes; a GPU is used when there is one. An interrupted run goes on when the command is
+On two CPU cores under five minutes; a GPU is used when there is one. An interrupted run goes on when the command is
 repeated, a finished one starts anew.
 """
 
