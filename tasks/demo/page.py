@@ -73,10 +73,10 @@ def _drawings(report: Report, model: Any, where: Layout, seed: int, folder: Path
 
 
 def _readings(report: Report, model: Any, where: Layout, test: Digits) -> None:
-    images = test.images[:20]
+    images = test.images[:15]
     texts = tasks.read(model, where, images)
     report.heading("Captions read from images it never saw")
-    report.image(image_grid(grey(images), 10, scale=6, labels=texts), "held-out handwriting, caption by the model")
+    report.image(image_grid(grey(images), 5, scale=22, labels=texts), "held-out handwriting, caption by the model")
 
 
 def _halves(report: Report, model: Any, where: Layout, test: Digits, seed: int) -> None:
