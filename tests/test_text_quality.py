@@ -2,6 +2,7 @@
 
 import collections
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +99,9 @@ def test_ngram_refuses():
 
 def test_the_six_gram_of_tinyshakespeare():
     """2.450 bits a character for the 6-gram and 4.829 for the unigram on the usual cut (90 % train, 10 % validation)."""
-    folder = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare"
+    folder = Path(os.environ.get("DISCDIFF_DATA", Path(__file__).parents[2] / "shared" / "data")) / "tinyshakespeare"
     if not (folder / "train.txt").is_file():
-        pytest.skip("no tinyshakespeare in shared/data beside the repository")
+        pytest.skip("no tinyshakespeare under DISCDIFF_DATA")
     texts = [next(iter_documents(str(folder / f"{part}.txt"))) for part in ("train", "valid")]
     train, valid = tokenizer.encoder(tokenizer.characters(texts))(texts)
     bits = [NGram(order).fit([train]).nats([valid]).per_token / math.log(2) for order in (1, 6)]
