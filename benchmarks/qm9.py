@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     training = TrainingSettings(
         seed=settings.seed, steps=10**6, batch_size=settings.batch_size, learning_rate=settings.learning_rate,
         schedule_by="seconds", max_seconds=settings.seconds, warmup=100, ema=settings.ema, weight_decay=0.02,
-        betas=(0.9, 0.98), log_every=200, progress=False,
+        betas=(0.9, 0.98), optimizer="muon", bf16=True, compile=True, log_every=200, progress=False,
     )  # fmt: skip
     figures: list[dict[str, Any]] = []
 

@@ -1,6 +1,7 @@
 """Training and sampling in bf16, on the CPU and, where there is one, on a GPU."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ VOCAB = VocabLayout(4, (Modality("image", 4),))
 LAYOUT = Layout(VOCAB, (Segment("caption", "text", (2,)), Segment("picture", "image", (2, 2))))
 GPU = pytest.param(
     "auto",
+    False,
     marks=[
         pytest.mark.gpu,
         pytest.mark.skipif(not torch.cuda.is_available(), reason="bf16 on a GPU needs a CUDA device"),
@@ -25,22 +27,28 @@ GPU = pytest.param(
 )
 
 
-@pytest.mark.parametrize("device", ["cpu", GPU])
-def test_bf16_learns_and_samples(device, tmp_path):
+COMPILED = pytest.param(
+    "cpu", True, marks=pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on the CPU needs g++")
+)
+
+
+@pytest.mark.parametrize(("device", "compile"), [("cpu", False), COMPILED, GPU])
+def test_bf16_learns_and_samples(device, compile, tmp_path):
     first = VOCAB.range("image")[0]
     rows = torch.tensor([[c, c, *[first + c] * 4] for c in range(4)])
     config = DiscDiffConfig(
         vocab=json.loads(VOCAB.to_json()),
         hidden_size=32,
-        num_layers=1,
+        num_layers=2,
         num_heads=2,
         max_length=8,
         initializer_range=0.17,
     )
     model = DiscDiffModel.seeded(config, 0)
     settings = TrainingSettings(
-        steps=80, batch_size=32, learning_rate=1e-2, bf16=True, device=device, progress=False, log_every=40
-    )
+        steps=80, batch_size=32, learning_rate=1e-2, bf16=True, compile=compile, device=device, progress=False,
+        log_every=40,
+    )  # fmt: skip
     data = [{"tokens": rows[i % 4]} for i in range(32)]
     trainer = DiffusionTrainer(model, settings, Elbo(masker=Independent(0.5)), LAYOUT, data, output_dir=tmp_path)
     trainer.train()
@@ -51,3 +59,11 @@ def test_bf16_learns_and_samples(device, tmp_path):
     state, info = sample(ModelDenoiser(model), Ancestral(), make_batch(LAYOUT, tokens, given=given), 8, seed=0)
     assert info.head_rows == 16
     assert (state.tokens.cpu() == rows).double().mean() > 0.9
+
+
+def test_compile_refuses_a_model_without_named_blocks(tmp_path):
+    settings = TrainingSettings(steps=1, compile=True, device="cpu", progress=False)
+    with pytest.raises(ValueError, match="Linear names no blocks"):
+        DiffusionTrainer(
+            torch.nn.Linear(2, 2), settings, Elbo(), LAYOUT, [{"tokens": torch.zeros(6)}] * 32, output_dir=tmp_path
+        )

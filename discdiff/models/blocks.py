@@ -51,7 +51,7 @@ class Attention(nn.Module):
         query, key, value = rearrange(self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.heads)
         query = rotate(self.query_norm(query), shared.cos, shared.sin)
         key = rotate(self.key_norm(key), shared.cos, shared.sin)
-        return self.out(rearrange(shared.attend(self.layer, query, key, value), "b h s d -> b s (h d)"))
+        return self.out(rearrange(shared.attend(self, query, key, value), "b h s d -> b s (h d)"))
 
 
 class SwiGLU(nn.Module):

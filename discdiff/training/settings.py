@@ -16,6 +16,7 @@ from discdiff.config import checked
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 _KINDS: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
@@ -25,20 +26,24 @@ class TrainingSettings:
     """How to train. `batch_size` counts the rows of one optimizer step over all ranks and accumulated parts, so that
     neither the number of ranks nor `accumulation` changes the run.
 
-    schedule: learning rate after `warmup` steps, "wsd" being warmup-stable-decay (Hu et al. 2024, arXiv 2404.06395) with
-    the last share `decay` of the run falling linearly; all end at `final` times the learning rate. schedule_by "seconds"
-    follows the share of `max_seconds` that has passed: such a run is not repeatable bit for bit. max_seconds stops after
-    that wall time, earlier parts of a resumed run included (0: no limit). clip: gradient norm (0: off). ema: decay of
-    the averaged weights (0: off); with ema_eval they serve evaluation and `save_model`. drop_last leaves out the rows of
-    an epoch that fill no whole batch; without it batches run on into the next epoch. save_every and eval_every 0: only
-    at the end, never. expected_world_size: error if another number of ranks was reached (0: any). fsdp: shard
-    parameters (FSDP2), an error where that is not reached. Raises ValueError for an impossible value.
+    optimizer: "adamw", or "muon" for the matrices of the model's blocks (Jordan et al. 2024) and AdamW for the rest, with
+    the same learning rate. schedule: learning rate after `warmup` steps, "wsd" being warmup-stable-decay (Hu et al.
+    2024, arXiv 2404.06395) with the last share `decay` of the run falling linearly; all end at `final` times the learning
+    rate. schedule_by "seconds" follows the share of `max_seconds` that has passed: such a run is not repeatable bit for
+    bit. max_seconds stops after that wall time, earlier parts of a resumed run included (0: no limit). clip: gradient
+    norm (0: off). ema: decay of the averaged weights (0: off); with ema_eval they serve evaluation and `save_model`.
+    bf16: autocast. compile: the model's blocks by `torch.compile`, equal ones once (on the CPU it needs a C++ compiler).
+    drop_last leaves out the rows of an epoch that fill no whole batch; without it batches run on into the next epoch.
+    save_every and eval_every 0: only at the end, never. expected_world_size: error if another number of ranks was
+    reached (0: any). fsdp: shard parameters (FSDP2), an error where that is not reached. Raises ValueError for an
+    impossible value.
     """
 
     seed: int = 0
     steps: int = 1000
     batch_size: int = 32
     accumulation: int = 1
+    optimizer: str = "adamw"
     learning_rate: float = 3e-4
     schedule: str = "cosine"
     schedule_by: str = "steps"
@@ -51,6 +56,7 @@ class TrainingSettings:
     ema: float = 0.0
     ema_eval: bool = True
     bf16: bool = False
+    compile: bool = False
     drop_last: bool = True
     workers: int = 0
     max_seconds: float = 0.0
@@ -81,6 +87,13 @@ class TrainingSettings:
             checked(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "it must be 0 or more")
         checked("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "it must be above 0")
         checked("max_seconds", self.max_seconds, 0 <= self.max_seconds < math.inf, "it must be 0 (no limit) or more")
+        checked("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"choose from {', '.join(OPTIMIZERS)}")
+        checked(
+            "optimizer",
+            self.optimizer,
+            self.optimizer == "adamw" or not self.fsdp,
+            "muon wants whole matrices, not fsdp",
+        )
         checked("schedule", self.schedule, self.schedule in SCHEDULES, f"choose from {', '.join(SCHEDULES)}")
         by = self.schedule_by == "steps" or (self.schedule_by == "seconds" and self.max_seconds > 0)
         checked("schedule_by", self.schedule_by, by, 'choose "steps", or "seconds" together with max_seconds')

@@ -25,6 +25,7 @@ from discdiff.training.ema import EMA
 from discdiff.training.evaluation import ROW_LOSS, Objective, evaluate
 from discdiff.training.guards import blame, check_arguments, check_reached
 from discdiff.training.metrics import MetricsLog
+from discdiff.training.optimizers import MuonAdamW, compile_blocks
 from discdiff.training.settings import TrainingSettings, settings_of
 from discdiff.training.signals import GracefulStop
 
@@ -73,6 +74,8 @@ class DiffusionTrainer(Trainer):
         if arguments.max_steps <= 0:
             arguments.max_steps = max(1, math.ceil(arguments.num_train_epochs * self.epoch_rows / self.whole))
         self.knobs = self.settings or settings_of(arguments)
+        if self.knobs.compile:
+            compile_blocks(model)
         for rows in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,))):
             if rows is not None and not isinstance(rows, IterableDataset):
                 data.token_batch(layout, data.collate(data.KeyedRows(rows).__getitems__([(0, 0, 0)])), check=True)
@@ -159,6 +162,13 @@ class DiffusionTrainer(Trainer):
         if limit is not None:
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return norm
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The settings' optimizer; AdamW is made by Trainer."""
+        if self.optimizer is None and self.knobs.optimizer == "muon":
+            k = self.knobs
+            self.optimizer = MuonAdamW(model or self.model, k.learning_rate, k.weight_decay, k.betas)
+        return super().create_optimizer(*(() if model is None else (model,)))
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The schedule of the settings; with `TrainingArguments`, theirs."""
