@@ -22,7 +22,7 @@ from discdiff.processes import Absorbing
 from discdiff.training import TrainingSettings, read_metrics
 from tasks.text import evaluate, rows
 from tasks.text.quality import NGram
-from tasks.text.settings import Corpus, Network, Sampler
+from tasks.text.settings import Chosen, Corpus, Network
 from tasks.text.training import fit
 
 DATA = Path(os.environ.get("DISCDIFF_DATA", "../shared/data")) / "qm9_smiles"
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
             )
             continue
         for order, steps in (("ancestral", 32), ("random", 32), ("entropy", 32)):
-            sampler = Sampler(order=order, steps=steps, sample_seed=1)
+            sampler = Chosen(order, {"steps": steps}, seed=1)
             tokens = evaluate.generate(model, process, rows.blank(layout, settings.count, model.device), sampler)
             _judge(
                 note, f"{name}, {order}, {steps} steps", tokens, tokenizer, layout, known, goals=order == "ancestral"

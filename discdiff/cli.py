@@ -31,13 +31,29 @@ class _Parser(argparse.ArgumentParser):
         return found
 
 
+def take(argv: Sequence[str], prefix: str) -> tuple[list[str], list[str]]:
+    """Flags `--prefix.NAME value` (or `=value`) of a command line, and everything else."""
+    inside: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith(f"--{prefix}."):
+            rest.append(word)
+        elif "=" in word:
+            inside.append(word)
+        else:
+            inside += [word, *([value] if (value := next(words, None)) is not None else [])]
+    return inside, rest
+
+
 def parse(
-    prog: str, argv: Sequence[str], sections: Mapping[str, type], positional: Sequence[str] = ()
+    prog: str, argv: Sequence[str], sections: Mapping[str, type], positional: Sequence[str] = (), prefix: str = ""
 ) -> dict[str, Any]:
     """Build one instance of every section (a frozen dataclass) from `--field value` flags, plus the positionals.
 
-    A field of two sections is prefixed, `--section.field`. Flags left out keep the field's default; raises ValueError for
-    an unknown flag and for text that is not of the field's type, impossible values are the dataclass's own ValueError.
+    A field of two sections is prefixed, `--section.field`, and all of them by `prefix`. Flags left out keep the field's
+    default; raises ValueError for an unknown flag and for text that is not of the field's type, impossible values are the
+    dataclass's own ValueError.
     """
     parser = _Parser(prog=prog, allow_abbrev=False)
     for name in positional:
@@ -49,7 +65,7 @@ def parse(
         group = parser.add_argument_group(section, (kind.__doc__ or "").split("\n")[0])
         hints = typing.get_type_hints(kind)
         for f in fields[section]:
-            flag = f.name if names.count(f.name) == 1 else f"{section}.{f.name}"
+            flag = prefix + (f.name if names.count(f.name) == 1 else f"{section}.{f.name}")
             dest = flag.replace(".", "__")
             targets[dest] = (section, f.name)
             options = list(dict.fromkeys((f"--{flag}", f"--{flag.replace('_', '-')}")))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from discdiff.layout import TokenBatch
+from discdiff.schedules import Linear, Schedule
 from discdiff.types import per_position
 
 
@@ -133,3 +134,43 @@ class Priority:
     def rate(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
         time = per_position(t, batch.tokens)
         return 1 - self.strength * math.pi * torch.cos(math.pi * time) * self._salience(batch)
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """alpha rises to alpha_on, stands still there while the run's t is in (t_off, t_on], then rises to 1 (ReMDM-loop).
+
+    alpha = alpha_on (1 - t) / (1 - t_on) before and 1 - (1 - alpha_on) t / t_off after (arXiv 2503.00307); the time is
+    what the process's `schedule` has there. A kernel that may move while time stands still (`Remask` with `Held`) works
+    on the plateau, others wait. Raises ValueError unless 1 > t_on > t_off > 0 and the schedule passes alpha_on.
+    """
+
+    t_on: float = 0.55
+    t_off: float = 0.05
+    alpha_on: float = 0.9
+    schedule: Schedule = field(default_factory=Linear)
+
+    def __post_init__(self) -> None:
+        if not 1 > self.t_on > self.t_off > 0:
+            raise ValueError(f"plateau from {self.t_on} to {self.t_off} must fall inside (0, 1), the later time first")
+        low, high = float(self.schedule.alpha(1.0)), float(self.schedule.alpha(0.0))
+        if not low < self.alpha_on < high:
+            raise ValueError(f"alpha_on {self.alpha_on} must lie inside ({low}, {high}), where {self.schedule} passes")
+
+    def _alpha(self, time: Tensor) -> Tensor:
+        before = self.alpha_on * (1 - time) / (1 - self.t_on)
+        after = 1 - (1 - self.alpha_on) * time / self.t_off
+        return torch.where(time > self.t_on, before, torch.where(time > self.t_off, self.alpha_on, after))
+
+    def __call__(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
+        time = per_position(t, batch.tokens)
+        reached = self.schedule.t_of_alpha(self._alpha(time)).clamp(0, 1)
+        # a schedule that starts below 1 or ends above 0 has no time for the ends
+        reached = torch.where(time <= 0, 0.0, torch.where(time >= 1, 1.0, reached))
+        return reached.expand(batch.tokens.shape)
+
+    def rate(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
+        time = per_position(t, batch.tokens)
+        slope = torch.where(time > self.t_on, self.alpha_on / (1 - self.t_on), (1 - self.alpha_on) / self.t_off)
+        rate = -slope / self.schedule.dalpha(self(batch, t))
+        return torch.where((time > self.t_off) & (time <= self.t_on), 0.0, rate)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from discdiff.denoisers import Prediction
-from discdiff.kernels import Kernel
+from discdiff.kernels import Kernel, check_grid
 from discdiff.noise import Noise
 from discdiff.processes import Process
 from discdiff.types import Info, State, Step
@@ -37,7 +37,7 @@ def _changed(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Joint:
+class Joint(Kernel):
     """`Joint((kernel, ...))`: the network is asked once, every kernel steps from the same state, and their changes are
     put together: tokens from the kernel that moves tokens, each latent and memory from the kernel that moves it.
 
@@ -59,12 +59,13 @@ class Joint:
     def unbiased(self) -> bool:
         return all(k.unbiased for k in self.kernels)
 
-    decide_first = False
-    final = False
-
     @property
     def reads(self) -> tuple[str, ...]:
         return tuple(name for k in self.kernels for name in k.reads)
+
+    def check(self, grid: Any) -> None:
+        for kernel in self.kernels:
+            check_grid(kernel, grid)
 
     def init(self, state: State) -> State:
         for kernel in self.kernels:

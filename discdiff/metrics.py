@@ -12,7 +12,7 @@ from torch import Tensor
 
 from discdiff.layout import TokenBatch
 from discdiff.noise import Noise, row_seeds
-from discdiff.objectives import Elbo
+from discdiff.objectives import BlockElbo, Elbo
 
 _GOLDEN = 0.6180339887498949
 
@@ -47,13 +47,16 @@ def nelbo(
     `Autoregressive`. Noise is keyed by (seed, draw, row number), times are stratified over rows and draws.
 
     An `Elbo` is evaluated without its training cut `time_min`, and with the reconstruction term where its schedule does
-    not start clean. With a masker it is the masker's weighted nats, which bound the likelihood for `FixedCount(elbo=True)`
-    and for `Bernoulli` from clean to nothing, not in general. Raises ValueError for draws < 1 or no rows.
+    not start clean; a `BlockElbo` without its cut, complete for schedules that start clean. With a masker it is the
+    masker's weighted nats, which bound the likelihood for `FixedCount(elbo=True)` and for `Bernoulli` from clean to
+    nothing, not in general. Raises ValueError for draws < 1 or no rows.
     """
     if draws < 1:
         raise ValueError(f"{draws} draws: at least 1 is needed")
     if isinstance(objective, Elbo):
         objective = replace(objective, time_min=0.0 if objective.masker is not None else 1e-6)
+    elif isinstance(objective, BlockElbo):
+        objective = replace(objective, elbo=replace(objective.elbo, time_min=1e-6))
     means, first = [], 0
     for batch in batches:
         rows = torch.arange(first, first + len(batch.tokens), device=batch.tokens.device)

@@ -176,6 +176,38 @@ class LinearSigma(Schedule):
         return (-torch.log(_time(a)) - self.low) / (self.high - self.low)
 
 
+@dataclass(frozen=True)
+class Square(Schedule):
+    """alpha = (1 - t)^2; MaskGIT's "square": a share 1 - r^2 is masked after the share r = 1 - t of a run (2202.04200)."""
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        return (1 - _time(t)) ** 2
+
+    def dalpha(self, t: float | Tensor) -> Tensor:
+        return -2 * (1 - _time(t))
+
+    def t_of_alpha(self, a: float | Tensor) -> Tensor:
+        return 1 - _time(a).sqrt()
+
+
+@dataclass(frozen=True)
+class Arccos(Schedule):
+    """alpha = 2/pi arcsin(1 - t): a share 2/pi arccos(r) is masked after the share r of a run (Halton-MaskGIT, 2503.17076).
+
+    Its slope is infinite at t = 0.
+    """
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        return 2 / math.pi * torch.asin(1 - _time(t))
+
+    def dalpha(self, t: float | Tensor) -> Tensor:
+        time = _time(t)
+        return -2 / math.pi / (time * (2 - time)).sqrt()
+
+    def t_of_alpha(self, a: float | Tensor) -> Tensor:
+        return 1 - torch.sin(math.pi / 2 * _time(a))
+
+
 SCHEDULES: dict[str, type[Schedule]] = {
     "linear": Linear,
     "cos_md4": CosineMD4,
@@ -184,4 +216,6 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "poly": Polynomial,
     "geometric": Geometric,
     "linear_sigma": LinearSigma,
+    "square": Square,
+    "arccos": Arccos,
 }

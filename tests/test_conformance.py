@@ -22,6 +22,7 @@ from discdiff import (
     Joint,
     MaskOrReplace,
     PerSegment,
+    Quota,
     Sure,
     Uniform,
     UserScore,
@@ -50,7 +51,7 @@ CLOCKS = {
 CHOSEN = {
     **SCORES,
     "depth_prefix": DepthPrefix(Sure("margin")),
-    "user": UserScore(lambda state, index, drawn, noise: -drawn.log_prob),
+    "user": UserScore(lambda state, step, index, drawn, noise: -drawn.log_prob),
 }
 
 
@@ -72,7 +73,7 @@ def test_ancestral_with_a_learned_grid(name, knobs):
 @pytest.mark.parametrize("name", CHOSEN)
 @pytest.mark.parametrize("quota, jointly", [(CosineMD4(), False), (Geometric(0.3, 5.0), True)])
 def test_commit(name, quota, jointly):
-    check_conformance(Commit(CHOSEN[name], quota, jointly=jointly))
+    check_conformance(Commit(CHOSEN[name], Quota(quota), jointly=jointly))
 
 
 @pytest.mark.parametrize("steps", [1, 5, 14])
@@ -88,7 +89,7 @@ def test_clocks(kernel, clock):
     check_conformance(kernel, 12, clock=CLOCKS[clock])
 
 
-@pytest.mark.parametrize("kernel", [Joint((Ancestral(),)), Chain((Commit(Sure(), CosineMD4()), Ancestral()))])
+@pytest.mark.parametrize("kernel", [Joint((Ancestral(),)), Chain((Commit(Sure(), Quota(CosineMD4())), Ancestral()))])
 def test_joined(kernel):
     check_conformance(kernel)
 

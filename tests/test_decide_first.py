@@ -15,6 +15,7 @@ from discdiff.kernels import Ancestral, Commit, FirstHitting
 from discdiff.layout import Layout, Modality, Segment, VocabLayout, make_batch
 from discdiff.noise import ORDER, PRIOR, TOKEN, WAKE, Noise
 from discdiff.processes import Absorbing, Interpolating, PerSegment, Uniform, vq_paper, vq_released
+from discdiff.rules import Quota
 from discdiff.sampling import Grid, sample
 from discdiff.schedules import CosineMD4, Linear
 from discdiff.scores import Candidate, LeftToRight, Random, Sure
@@ -258,7 +259,7 @@ ORDERS = {
     "confidence": Commit(Sure("confidence")),
     "margin": Commit(Sure("margin")),
     "entropy": Commit(Sure("entropy")),
-    "candidate": Commit(Candidate(), CosineMD4()),
+    "candidate": Commit(Candidate(), Quota(CosineMD4())),
     "first": FirstHitting(),
 }
 
@@ -273,7 +274,7 @@ def test_orders(name, clock, given):
     batch, grid = make(given=given), Grid.uniform(9 if name == "first" else 5)
     model, net, calls = denoiser(timed=name != "first")
     state, info = sample(model, kernel, batch, grid, seed=8, clock=clock)
-    quota = kernel.quota if isinstance(kernel, Commit) else Linear()
+    quota = kernel.rule.curve if isinstance(kernel, Commit) else Linear()
     expected, eligible, chosen, rows = plain_commit(net, name, batch, grid, 8, clock, quota)
     assert torch.equal(state.batch.symbols(state.tokens), expected)
     assert chosen == int(batch.free.sum()) == int(info.committed)

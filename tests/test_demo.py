@@ -261,3 +261,13 @@ def test_judges_tell_digits_copies_and_collapse(data):
     assert judge.copies(half, train.images) == 0.5 and judge.copies(test.images, train.images) == 0
     one = test.images[:1].repeat(20, 1, 1)
     assert judge.spread(one, torch.arange(20) % 10) == 0 < judge.spread(test.images, test.labels)
+
+
+def test_settings_are_chosen_without_a_look_at_the_test():
+    train, held = digits.load("validation")
+    everything, test = digits.load()
+    assert (len(train), len(held), len(test)) == (1197, 240, 360) and held.labels.bincount().min() >= 23
+    parts = sorted(bytes(image.flatten().byte()) for part in (train, held) for image in part.images)
+    assert parts == sorted(bytes(image.flatten().byte()) for image in everything.images)
+    with pytest.raises(ValueError, match="part is 'train'"):
+        Demo(part="train")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from discdiff.sampling import PRESETS
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 ENVIRONMENT = os.environ | {
@@ -88,3 +90,13 @@ def test_papers_name_parts_that_exist():
     assert names
     missing = [name for name in sorted(names) if not resolves(name)]
     assert not missing, f"docs/papers.md names what cannot be imported: {missing}; correct the row, or say 'planned'"
+
+
+def test_every_named_sampler_has_its_line():
+    text = (ROOT / "docs" / "samplers.md").read_text()
+    lines = {match[1]: match[0] for match in re.finditer(r"^\| `(\w+)` \|.*$", text, re.MULTILINE)}
+    assert set(lines) == set(PRESETS)
+    for name, preset in PRESETS.items():
+        assert f"| {preset.law} |" in lines[name], name
+        for number in re.findall(r"\d{4}\.\d{4,5}", preset.paper):
+            assert f"https://arxiv.org/abs/{number}" in lines[name] or name == "ancestral", (name, number)

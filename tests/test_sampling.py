@@ -22,6 +22,7 @@ from discdiff import (
     Nucleus,
     PerSegment,
     Priority,
+    Quota,
     Random,
     Segment,
     Shared,
@@ -248,7 +249,7 @@ def hidden_counts(kernel, batch, steps, **settings):
 
 
 def test_cosine_table():  # I5
-    left, _ = hidden_counts(Commit(Sure(), CosineMD4()), text(56), 12)
+    left, _ = hidden_counts(Commit(Sure(), Quota(CosineMD4())), text(56), 12)
     assert left.tolist() == [[55, 54, 51, 48, 44, 39, 34, 28, 21, 14, 7, 0]] * 3
     assert (-left[0].diff(prepend=torch.tensor([56]))).tolist() == [1, 1, 3, 3, 4, 5, 5, 6, 7, 7, 7, 7]
 
@@ -258,7 +259,7 @@ def test_quota_and_committed_tokens_stay(steps):  # I1, I2
     given = torch.zeros(3, 24, dtype=torch.bool)
     given[0, :7], given[1, 3:5] = True, True
     batch = text(24, given=given)._replace(tokens=torch.where(given, 2, VOCAB.mask))
-    left, states = hidden_counts(Commit(Random(), CosineMD4()), batch, steps)
+    left, states = hidden_counts(Commit(Random(), Quota(CosineMD4())), batch, steps)
     free = batch.free.sum(1)
     before = free
     for k in range(steps):
@@ -287,7 +288,7 @@ def test_the_order_decides_the_law():  # I4
 
     for score in (Random(), Sure("confidence"), Sure("entropy")):
         assert total_variation(law(score), pair.p) < 2 * noise_floor(pair.p, rows)
-    peeking = law(UserScore(lambda state, index, drawn, noise: drawn.log_prob))
+    peeking = law(UserScore(lambda state, step, index, drawn, noise: drawn.log_prob))
     assert peeking[[0, 3]].tolist() == pytest.approx([0.70, 0.12], abs=0.02)
 
 

@@ -60,6 +60,8 @@ def test_published_values():
         "poly": 8 / 9,
         "geometric": math.exp(-1e-2),
         "linear_sigma": math.exp(-10 / 3),
+        "square": 4 / 9,
+        "arccos": 2 / math.pi * math.asin(2 / 3),
     }
     assert set(expected) == set(SCHEDULES)
     for name, value in expected.items():

@@ -7,9 +7,9 @@ from text_toy import words
 from discdiff.models import DiscDiffModel
 from discdiff.processes import Absorbing, Uniform
 from discdiff.training import token_batch
-from tasks.text import evaluate, rows
+from tasks.text import rows
 from tasks.text.infill import Infill
-from tasks.text.settings import ORDERS, Corpus, Network
+from tasks.text.settings import Chosen, Corpus, Network
 from tasks.text.tokenizer import characters
 from tasks.text.training import config_for
 
@@ -92,9 +92,9 @@ def test_a_given_text_must_not_hold_the_mask():
         Infill(layout, made, "a _", tail="open")
 
 
-def test_orders_that_fill_masks_need_masks():
-    for order in ORDERS:
-        assert evaluate.kernel_for(order, Absorbing()).process == Absorbing()
-    assert evaluate.kernel_for("ancestral", Uniform()).process == Uniform()
-    with pytest.raises(ValueError, match="order 'entropy' fills masks, the model's process is Uniform: use ancestral"):
-        evaluate.kernel_for("entropy", Uniform())
+def test_samplers_that_fill_masks_need_masks():
+    assert Chosen("ancestral").build(Uniform()).kernel.process == Uniform()
+    for name in ("entropy", "p2", "first_hitting"):
+        assert Chosen(name).build(Absorbing()).kernel.process == Absorbing()
+        with pytest.raises(ValueError, match="Absorbing"):
+            Chosen(name).build(Uniform())

@@ -19,12 +19,13 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from discdiff.cli import guarded
 from discdiff.models import DiscDiffModel
+from discdiff.sampling import PRESETS
 from discdiff.training import read_metrics, verify
 from tasks.text import __main__ as command
 from tasks.text import evaluate, rows
 from tasks.text.folder import load_model, load_task
 from tasks.text.quality import unigram_entropy
-from tasks.text.settings import Network, Sampler
+from tasks.text.settings import Chosen, Network
 from tasks.text.training import config_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,11 +125,11 @@ def test_samples_are_printed_saved_and_played(run, tmp_path, capsys):
     assert [json.loads(line)["text"] for line in saved.read_text().splitlines()] == texts
 
 
-@pytest.mark.parametrize("order", ["ancestral", "first_hitting", "left_to_right", "entropy", "candidate"])
-def test_every_order_fills_everything(run, order):
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "token_critic"])
+def test_every_sampler_fills_everything(run, name):
     model, layout, process = load_model(run / "model")
-    sampler = Sampler(order=order, steps=8, temperature=0.5, top_k=5, nucleus=0.9)
-    tokens = evaluate.generate(model, process, rows.blank(layout, 3), sampler)
+    chosen = Chosen(name, {"steps": 8, "temperature": 0.5, "top_k": 5, "nucleus": 0.9})
+    tokens = evaluate.generate(model, process, rows.blank(layout, 3), chosen)
     assert tokens.shape == (3, 33) and not (tokens == layout.vocab.mask).any()
     assert (tokens[:, 0] == layout.vocab.special("BOS")).all()
 
@@ -190,7 +191,7 @@ def test_every_kind_of_corpus_and_process(case, tmp_path, capsys):
 
     model, layout, process = load_model(folder / "model")
     assert layout.vocab.mask == (load_task(folder)[1].mask_token_id if own else layout.vocab.special("MASK"))
-    tokens = evaluate.generate(model, process, rows.blank(layout, 50), Sampler(steps=4))
+    tokens = evaluate.generate(model, process, rows.blank(layout, 50), Chosen(knobs={"steps": 4}))
     assert not (tokens == layout.vocab.mask).any()
     wanted = re.search(r"--process (\w+)", f"{flags} --process absorbing")[1]
     assert type(process).__name__.lower() == wanted.replace("_", "")
@@ -278,11 +279,14 @@ SAMPLE = {
     "--infill " + "_" * 33: "33 tokens, 33 of them in holes.* at most the 32 tokens",
     "--hole ab": "hole is 'ab': one character",
     "--count 0": "count is 0",
-    "--order wild": "order is 'wild': choose from ancestral",
-    "--temperature -1": "temperature is -1.0",
-    "--nucleus 0": "nucleus is 0.0",
-    "--top_k -1": "top_k is -1",
-    "--steps -1": "steps is -1",
+    "--sampler entopy": "unknown sampler 'entopy'; did you mean 'entropy'",
+    "--sampler.temperature -1": "temperature is -1.0",
+    "--sampler.nucleus 0": "nucleus is 0.0",
+    "--sampler.top_k=-1": "top_k is -1",
+    "--sampler.steps -1": "steps is -1",
+    "--sampler remdm_cap --sampler.etta 1": "unknown argument --sampler.etta: did you mean --sampler.eta",
+    "--sampler remdm_cap --sampler.eta big": "'big' is no float",
+    "--sampler.cache all": "cache is 'all': choose from none, prefix",
     "--infil x_": "unknown argument --infil: did you mean --infill",
 }
 

@@ -1,23 +1,51 @@
 """Denoisers, their lazy predictions, and wrappers around them."""
 
-from discdiff.denoisers.draw import STATISTICS, Drawn, draw, inverse_cdf, rank
+from discdiff.denoisers.caches import (
+    ApproximateDualCached,
+    ApproximatePrefixCached,
+    BlockCached,
+    PrefixCached,
+    SkipUnchanged,
+)
+from discdiff.denoisers.constraints import Allowed, Banned, template
+from discdiff.denoisers.draw import LOG_PROBS, STATISTICS, Drawn, draw, inverse_cdf, rank
+from discdiff.denoisers.ends import EndPolicy
+from discdiff.denoisers.guidance import ClassifierFree, Guided, NullFeatures, Unprompted, guidance_schedule, mix
 from discdiff.denoisers.model import Denoiser, FunctionDenoiser, ModelDenoiser
 from discdiff.denoisers.prediction import Prediction, table
-from discdiff.denoisers.wrappers import Nucleus, Temperature, TopK, Wrapper
+from discdiff.denoisers.wrappers import Nucleus, Sharpen, Temperature, TopK, Wrapper, some_left
 
 __all__ = [
+    "LOG_PROBS",
     "STATISTICS",
+    "Allowed",
+    "ApproximateDualCached",
+    "ApproximatePrefixCached",
+    "Banned",
+    "BlockCached",
+    "ClassifierFree",
     "Denoiser",
     "Drawn",
+    "EndPolicy",
     "FunctionDenoiser",
+    "Guided",
     "ModelDenoiser",
     "Nucleus",
+    "NullFeatures",
     "Prediction",
+    "PrefixCached",
+    "Sharpen",
+    "SkipUnchanged",
     "Temperature",
     "TopK",
+    "Unprompted",
     "Wrapper",
     "draw",
+    "guidance_schedule",
     "inverse_cdf",
+    "mix",
     "rank",
+    "some_left",
     "table",
+    "template",
 ]

@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 STATISTICS = ("confidence", "margin", "entropy")
+LOG_PROBS = "log_probs"  # the whole row as a statistic, (n, K) float32
 _BLOCK = 256
 
 
 class Drawn(NamedTuple):
-    """Draws at n sites: tokens (n,) int64, log_prob (n,) of the drawn tokens, statistic (n,) if one was asked for."""
+    """Draws at n sites: tokens (n,) int64, log_prob (n,) of the drawn tokens, and the statistics asked for, (n,) each."""
 
     tokens: Tensor
     log_prob: Tensor
-    statistic: Tensor | None = None
+    statistics: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     """First column whose cumulated weight exceeds uniform * total, `(n, K), (n,) -> (n,)`; never one of weight 0.
 
-    Two levels: block sums in float64, then one block's cumulated sum, so that a wide row costs one pass and no
-    float64 copy of it. A single 53-bit uniform decides, which keeps rare tokens that float32 noise would lose.
+    Two levels: sums of blocks in the weights' own precision, cumulated in float64, then one block's cumulated sum, so
+    that a wide row is read once and never copied. A single 53-bit uniform decides, which keeps rare tokens that float32
+    noise would lose.
     """
-    n, width = weights.shape
+    return _find(weights, _cumulated(weights), uniform)
+
+
+def _cumulated(weights: Tensor) -> Tensor:
+    """Float64 cumulated sums of a narrow row's columns, or of a wide row's blocks."""
+    width = weights.shape[1]
     if width <= _BLOCK:
-        return _first_above(weights.double().cumsum(-1), uniform)
-    blocks = -(-width // _BLOCK)
-    padded = weights if width == blocks * _BLOCK else torch.nn.functional.pad(weights, (0, blocks * _BLOCK - width))
-    table = padded.view(n, blocks, _BLOCK)
-    cumulated = table.sum(-1, dtype=torch.float64).cumsum(-1)
+        return weights.double().cumsum(-1)
+    whole = width - width % _BLOCK
+    sums = weights[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
+    if whole < width:
+        sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], 1)
+    return sums.double().cumsum(-1)
+
+
+def _find(weights: Tensor, cumulated: Tensor, uniform: Tensor) -> Tensor:
+    width = weights.shape[1]
     block = _first_above(cumulated, uniform)
-    row = torch.arange(n, device=weights.device)
-    inside = table[row, block].double().cumsum(-1)
-    before = torch.where(block > 0, cumulated[row, (block - 1).clamp(min=0)], 0.0)
-    rest = (uniform * cumulated[:, -1] - before) / inside[:, -1]
+    if width <= _BLOCK:
+        return block
+    edges = torch.nn.functional.pad(cumulated, (1, 0))  # of the blocks, from 0
+    low, high = edges.gather(1, torch.stack([block, block + 1], 1)).unbind(1)
+    column = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    inside = weights.gather(1, column.clamp(max=width - 1)).double().where(column < width, 0.0).cumsum(-1)
+    rest = (uniform * cumulated[:, -1] - low) / (high - low)
     return block * _BLOCK + _first_above(inside, rest.clamp(0, 1))
 
 
@@ -46,22 +63,32 @@ def _first_above(cumulated: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulated, target, right=True)[:, 0]
 
 
-def draw(logits: Tensor, uniform: Tensor, statistic: str | None = None) -> Drawn:
-    """Columns drawn from softmax(logits), `(n, K), (n,) -> Drawn`, in the logits' own precision (float32 or float64)."""
-    top = logits.amax(-1, keepdim=True)
-    weights = (logits - top).exp()
-    total = weights.sum(-1, dtype=torch.float64)
-    columns = inverse_cdf(weights, uniform)
+def draw(logits: Tensor, uniform: Tensor, statistics: Sequence[str] = (), temperature: float = 1.0) -> Drawn:
+    """Columns drawn from softmax(logits / temperature), `(n, K), (n,) -> Drawn`, in the logits' own precision (float32 or
+    float64); 0 is the arg-max. The log probabilities and statistics are those of softmax(logits), whatever the temperature.
+    """
+    top, best = logits.max(-1, keepdim=True) if temperature == 0 else (logits.amax(-1, keepdim=True), None)
+    weights = (logits - top).exp_()
+    cumulated = _cumulated(weights)
+    total = cumulated[:, -1]
+    if best is not None:
+        columns = best[:, 0]
+    elif temperature == 1:
+        columns = _find(weights, cumulated, uniform)
+    else:
+        columns = inverse_cdf(((logits - top) / temperature).exp_(), uniform)
     log_prob = (logits.gather(-1, columns[:, None]) - top)[:, 0].double() - total.log()
-    found = None if statistic is None else _statistic(logits, top, weights, total, statistic)
-    return Drawn(columns, log_prob, found)
+    return Drawn(columns, log_prob, {name: _statistic(logits, top, weights, total, name) for name in statistics})
 
 
 def rank(logits: Tensor, statistic: str) -> Tensor:
-    """How sure a prediction is, `(n, K) -> (n,)` float64, higher is surer: max p, p1 - p2, or -entropy in nats."""
+    """How sure a prediction is, `(n, K) -> (n,)` float64, higher is surer: max p, p1 - p2, or -entropy in nats.
+
+    "log_probs" is the whole row (n, K), float32.
+    """
     top = logits.amax(-1, keepdim=True)
-    weights = (logits - top).exp()
-    return _statistic(logits, top, weights, weights.sum(-1, dtype=torch.float64), statistic)
+    weights = (logits - top).exp_()
+    return _statistic(logits, top, weights, _cumulated(weights)[:, -1], statistic)
 
 
 def _statistic(logits: Tensor, top: Tensor, weights: Tensor, total: Tensor, statistic: str) -> Tensor:
@@ -73,4 +100,6 @@ def _statistic(logits: Tensor, top: Tensor, weights: Tensor, total: Tensor, stat
     if statistic == "entropy":
         shifted = torch.where(weights > 0, logits - top, 0.0)
         return (weights * shifted).sum(-1, dtype=torch.float64) / total - total.log()
-    raise ValueError(f"unknown statistic {statistic!r}: choose from {', '.join(STATISTICS)}")
+    if statistic == LOG_PROBS:
+        return (logits - top - total.log()[:, None]).float()
+    raise ValueError(f"unknown statistic {statistic!r}: choose from {', '.join((*STATISTICS, LOG_PROBS))}")

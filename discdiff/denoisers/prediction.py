@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from discdiff.denoisers.draw import Drawn, draw, rank
+from discdiff.denoisers.draw import LOG_PROBS, Drawn, draw, rank
 from discdiff.layout import TokenBatch
 from discdiff.noise import TOKEN, Noise
 from discdiff.types import Info
@@ -19,7 +19,10 @@ Logits = Callable[[Tensor, int], Tensor]
 Transform = Callable[[Tensor, Tensor], Tensor]
 """(logits (n, K), flat sites (n,)) -> logits (n, K)."""
 
-CHUNK_BYTES = 128 << 20
+CHUNK_BYTES, CPU_CHUNK_BYTES = 128 << 20, 16 << 20
+"""Logits at a time; on a CPU so few that the allocator reuses their memory instead of mapping new pages."""
+
+Places = slice | Tensor
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Prediction:
     Sites are flat, row * length + column, and must be noisable. `draw` and `rank` need no table at all; `log_probs`
     gives one for sites of one alphabet. Committed tokens are never carried over here (`Process.own` does that).
     latents: predictions of the state's clean latents by name, (batch, ...), from a network that has them. cost: what it
-    took (nfe, rows, positions fed), where that is not one call over all positions.
+    took (nfe, rows, positions fed), where that is not one call over all positions. temperature: at which tokens are drawn;
+    `log_prob` and statistics stay those of the logits as they are (LLaDA's confidence, arXiv 2502.09992).
     """
 
     batch: TokenBatch
@@ -37,6 +41,7 @@ class Prediction:
     transforms: tuple[Transform, ...] = ()
     latents: Mapping[str, Tensor] = field(default_factory=dict)
     cost: Info | None = None
+    temperature: float = 1.0
 
     @property
     def info(self) -> Info:
@@ -65,31 +70,43 @@ class Prediction:
             latents=latents,
         )
 
-    def draw(self, index: Tensor, noise: Noise, stream: int = TOKEN, statistic: str | None = None) -> Drawn:
-        """Tokens (global ids) drawn at the sites `index` (n,), their log probability, and a statistic if asked."""
+    def draw(self, index: Tensor, noise: Noise, stream: int = TOKEN, statistics: Sequence[str] = ()) -> Drawn:
+        """Tokens (global ids) drawn at the sites `index` (n,), their log probability, and the statistics asked for."""
         uniform = noise.uniform(stream, index)
         tokens, log_prob = torch.empty_like(index), uniform.new_empty(len(index))
-        found = None if statistic is None else uniform.new_empty(len(index))
+        found = self._blank(index, statistics)
         for where, logits in self._walk(index):
-            drawn = draw(logits, uniform[where], statistic)
+            drawn = draw(logits, uniform[where], statistics, self.temperature)
             tokens[where], log_prob[where] = drawn.tokens, drawn.log_prob
-            if found is not None and drawn.statistic is not None:
-                found[where] = drawn.statistic
+            _fill(found, where, drawn.statistics)
         return Drawn(self.batch.ids(tokens, index), log_prob, found)
 
     def rank(self, index: Tensor, statistic: str) -> Tensor:
         """ "confidence", "margin" or "entropy" at the sites (n,) float64, higher is surer."""
-        out = torch.empty(len(index), dtype=torch.float64, device=index.device)
+        found = self._blank(index, (statistic,))
         for where, logits in self._walk(index):
-            out[where] = rank(logits, statistic)
-        return out
+            _fill(found, where, {statistic: rank(logits, statistic)})
+        return found[statistic]
+
+    def _blank(self, index: Tensor, statistics: Sequence[str]) -> dict[str, Tensor]:
+        """Room for statistics at the sites; rows of a narrow alphabet keep -inf behind their last symbol."""
+        widths = (len(extras) + count for _, count, extras in self.batch.layout.alphabets)
+        shape = {LOG_PROBS: ((len(index), max(widths)), torch.float32)}
+        found = {name: shape.get(name, ((len(index),), torch.float64)) for name in statistics}
+        return {
+            name: torch.full(size, float("-inf"), dtype=kind, device=index.device)
+            for name, (size, kind) in found.items()
+        }
 
     def log_probs(self, index: Tensor) -> Tensor:
-        """log p(x0 = symbol) at the sites, `(n,) -> (n, K)`. Raises ValueError for sites of different alphabets."""
+        """Log of the law `draw` draws from, `(n,) -> (n, K)`. Raises ValueError for sites of different alphabets."""
         groups = list(self._alphabets(index))
         if len(groups) > 1:
             raise ValueError("the sites have different legal ids: ask for the log_probs of one alphabet at a time")
-        return self._compute(index, groups[0][0]).log_softmax(-1)
+        logits = self._compute(index, groups[0][0])
+        if self.temperature == 0:
+            return torch.full_like(logits, float("-inf")).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
+        return (logits if self.temperature == 1 else logits / self.temperature).log_softmax(-1)
 
     def log_prob(self, index: Tensor, tokens: Tensor) -> Tensor:
         """log p(x0 = token) of given global ids (n,) at the sites (n,), float64."""
@@ -100,22 +117,26 @@ class Prediction:
             out[where] = chosen.double() - logits.logsumexp(-1).double()
         return out
 
-    def _walk(self, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _walk(self, index: Tensor) -> Iterator[tuple[Places, Tensor]]:
         """(places in `index`, logits) in pieces of one alphabet and bounded memory."""
         for number, places in self._alphabets(index):
             _, count, extras = self.batch.layout.alphabets[number]
-            rows = max(1, CHUNK_BYTES // (4 * (count + len(extras))))
-            for piece in places.split(rows):
-                yield piece, self._compute(index[piece], number)
+            chunk = CPU_CHUNK_BYTES if index.device.type == "cpu" else CHUNK_BYTES
+            rows = max(1, chunk // (4 * (count + len(extras))))
+            for first in range(0, len(index) if places is None else len(places), rows):
+                piece = slice(first, first + rows)
+                where: Places = piece if places is None else places[piece]
+                yield where, self._compute(index[where], number)
 
-    def _alphabets(self, index: Tensor) -> Iterator[tuple[int, Tensor]]:
-        layout, everything = self.batch.layout, torch.arange(len(index), device=index.device)
+    def _alphabets(self, index: Tensor) -> Iterator[tuple[int, Tensor | None]]:
+        """(alphabet, its places in `index`, None for all of them)."""
+        layout = self.batch.layout
         if len(layout.drawn) == 1:  # the usual case needs no look at the sites
-            yield layout.drawn[0], everything
+            yield layout.drawn[0], None
             return
         number = layout.tables(index.device).alphabet[self.batch.slot.reshape(-1)[index]]
         for one in layout.drawn:
-            places = everything[number == one]
+            places = (number == one).nonzero()[:, 0]
             if len(places):
                 yield one, places
 
@@ -124,10 +145,19 @@ class Prediction:
         logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
         banned = self.batch.layout.banned(number)
         if banned is not None:
-            logits = logits.index_fill(-1, torch.tensor([banned], device=logits.device), float("-inf"))
+            logits = logits.clone()
+            logits[:, banned] = float("-inf")
         for transform in self.transforms:
             logits = transform(logits, index)
         return logits
+
+
+def _fill(found: dict[str, Tensor], where: Places, statistics: Mapping[str, Tensor]) -> None:
+    for name, values in statistics.items():
+        if values.ndim == 1:
+            found[name][where] = values
+        else:
+            found[name][where, : values.shape[-1]] = values
 
 
 def table(batch: TokenBatch, logits: Tensor, latents: Mapping[str, Tensor] | None = None) -> Prediction:

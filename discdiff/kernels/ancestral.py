@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from discdiff.denoisers import inverse_cdf
-from discdiff.kernels.base import Asked, ask, select
+from discdiff.kernels.base import Asked, Kernel, arrive, ask, select
 from discdiff.layout import TokenBatch
 from discdiff.noise import TOKEN, WAKE, Noise
 from discdiff.processes import Absorbing, Process
@@ -24,7 +24,7 @@ Site = Callable[[Tensor, Asked], Tensor]
 
 
 @dataclass(frozen=True)
-class Ancestral:
+class Ancestral(Kernel):
     """p(x_s | x_t) = sum_x0 R(x0 | x_t) prod_i q(x_s,i | x_t,i, x0_i) for every process and stride.
 
     Decides first: a position is held with `process.hold` before any network call, and only rows and positions that are
@@ -37,7 +37,6 @@ class Ancestral:
     proposal: Proposal = field(default_factory=Factorised)
     site: Site | None = None
     unbiased: ClassVar[bool] = True
-    reads: ClassVar[tuple[str, ...]] = ("rate", "score_power")
 
     @property
     def decide_first(self) -> bool:
@@ -45,12 +44,13 @@ class Ancestral:
         return self.site is None and not self.proposal.joint
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        return ("rate", "score_power", *getattr(self.site, "reads", ()))
+
+    @property
     def final(self) -> bool:
         """A revealed token of an absorbing process never moves again."""
         return isinstance(self.process, Absorbing)
-
-    def init(self, state: State) -> State:
-        return state
 
     def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
         moving = state.free & (step.s < step.t)
@@ -58,13 +58,16 @@ class Ancestral:
             moving = moving & ~state.committed
         index, info = select(moving), Info()
         composed = self.site is not None or step.score_power is not None
-        hold = self._hold(state, step, index)
-        awake = noise.uniform(WAKE, index) >= hold
+        place, u = sites(state, step, index), noise.uniform(WAKE, index)
+        hold = self._hold(place, step)
+        awake = u >= hold
         unsure = hold < 1 - 1e-12  # elsewhere the law is one-hot, whatever the network says
-        index = index[awake if self.decide_first and not composed else unsure & (awake.any() | composed)]
-        if len(index):
+        chosen = awake if self.decide_first and not composed else unsure & (awake.any() | composed)
+        chosen = chosen.nonzero()[:, 0]
+        if len(chosen):
+            index, place, u = index[chosen], place.at(chosen), u[chosen]
             asked = ask(denoiser, self.process, state, step, noise, index)
-            symbols, info = self._composed(asked) if composed else self._drawn(asked)
+            symbols, info = self._composed(asked) if composed else self._drawn(asked, place, u)
             tokens = (
                 state.tokens.reshape(-1).scatter(0, index, state.batch.ids(symbols, index)).view(state.tokens.shape)
             )
@@ -77,24 +80,22 @@ class Ancestral:
             arrived = moving & (state.tokens != state.batch.layout.vocab.mask)
         committed = state.committed | arrived
         done = committed.sum() - state.committed.sum()
-        time = torch.where(state.free, torch.minimum(state.time, step.s), state.time)
-        return state._replace(committed=committed, time=time), info._replace(committed=done)
+        return arrive(state, step)._replace(committed=committed), info._replace(committed=done)
 
-    def _hold(self, state: State, step: Step, index: Tensor) -> Tensor:
-        x, t, s, alphabet = sites(state, step, index)
-        hold = self.process.hold(x, t, s, alphabet)
+    def _hold(self, place: Sites, step: Step) -> Tensor:
+        hold = self.process.hold(*place)
         if step.rate is not None:
             hold = (1 - step.rate * (1 - hold)).clamp(min=0)
-        return torch.where(_must_go(x, s, alphabet), 0.0, hold)
+        return torch.where(_must_go(place.x, place.s, place.alphabet), 0.0, hold)
 
-    def _drawn(self, asked: Asked) -> tuple[Tensor, Info]:
+    def _drawn(self, asked: Asked, place: Sites, u: Tensor) -> tuple[Tensor, Info]:
         """x0 from the proposal, then the process's own step: nothing as wide as the vocabulary."""
-        state, step, index = asked.state, asked.step, asked.index
-        x, t, s, alphabet = sites(state, step, index)
-        clean = self.proposal.draw(asked.prediction, state, index, step, asked.noise)
-        x0 = state.batch.symbols(clean.tokens, index)
-        out = self.process.step(x, x0, t, s, asked.noise.uniform(WAKE, index), alphabet, step.rate)
-        out = torch.where(_must_go(out, s, alphabet), x0, out)
+        x, t, s, alphabet = place
+        clean = self.proposal.draw(asked.prediction, asked.state, asked.index, asked.step, asked.noise)
+        out = x0 = asked.state.batch.symbols(clean.tokens, asked.index)
+        if not (self.final and self.decide_first):  # else all are awake masks, which an absorbing process reveals
+            out = self.process.step(x, x0, t, s, u, alphabet, asked.step.rate)
+            out = torch.where(_must_go(out, s, alphabet), x0, out)
         return out, asked.info._replace(entropy=-clean.log_prob.mean(), ess=clean.ess)
 
     def _composed(self, asked: Asked) -> tuple[Tensor, Info]:
@@ -124,11 +125,26 @@ class Ancestral:
         return symbols, -torch.where(log_x0 > NEG_INF, log_x0.exp() * log_x0, 0.0).sum(-1)
 
 
-def sites(state: State, step: Step, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Any]:
+class Sites(NamedTuple):
+    """Symbols, times before and after the step, and alphabet at n flat sites, (n,) each."""
+
+    x: Tensor
+    t: Tensor
+    s: Tensor
+    alphabet: Alphabet
+
+    def at(self, places: Tensor) -> Sites:
+        """Those of the places (m,) among the n."""
+        size, segment, names = self.alphabet
+        alphabet = Alphabet(size[places], segment[places], names)
+        return Sites(self.x[places], self.t[places], self.s[places], alphabet)
+
+
+def sites(state: State, step: Step, index: Tensor) -> Sites:
     """Symbols, t, s and alphabet at flat sites."""
     x = state.batch.symbols(state.tokens.reshape(-1)[index], index)
     t, s = (time.expand(state.tokens.shape).reshape(-1)[index] for time in (step.t, step.s))
-    return x, t, s, state.batch.sites(index)
+    return Sites(x, t, s, state.batch.sites(index))
 
 
 def _must_go(x: Tensor, s: Tensor, alphabet: Alphabet) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,32 +13,46 @@ from discdiff.processes import Process
 from discdiff.types import Info, State, Step
 
 
-class Kernel(Protocol):
-    """One transition: `(denoiser, state, step, noise) -> (state, info)`.
+class Kernel:
+    """One transition: `(denoiser, state, step, noise) -> (state, info)`; a kernel of your own overrides what differs.
 
     process: whose prior starts a run; unbiased: with an exact denoiser it keeps the process's law (in the limit of many
     steps); decide_first: who moves is known before the network is asked; final: committed tokens never move again;
     reads: names of `Step` fields it obeys; `init(state)` adds its own per-row memory.
     """
 
-    @property
-    def process(self) -> Process: ...
+    process: Any
 
     @property
-    def unbiased(self) -> bool: ...
+    def unbiased(self) -> bool:
+        return False
 
     @property
-    def decide_first(self) -> bool: ...
+    def decide_first(self) -> bool:
+        return False
 
     @property
-    def final(self) -> bool: ...
+    def final(self) -> bool:
+        return False
 
     @property
-    def reads(self) -> tuple[str, ...]: ...
+    def reads(self) -> tuple[str, ...]:
+        return ()
 
-    def init(self, state: State) -> State: ...
+    def check(self, grid: Any) -> None:
+        """Raise ValueError for a grid whose settings this kernel cannot obey; called before the first network call."""
 
-    def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]: ...
+    def init(self, state: State) -> State:
+        return state
+
+    def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
+        raise TypeError(f"{type(self).__name__} defines no __call__")
+
+
+def check_grid(kernel: Any, grid: Any) -> None:
+    """`kernel.check(grid)` of what is a Kernel; a user's own may just look like one."""
+    if isinstance(kernel, Kernel):
+        kernel.check(grid)
 
 
 def select(mask: Tensor) -> Tensor:
@@ -50,6 +64,11 @@ def prior_tokens(process: Process, state: State, noise: Noise) -> Tensor:
     """Tokens with every free position drawn from the process's prior, (batch, length) global ids."""
     symbols = process.prior(noise.uniform(PRIOR), state.batch.alphabet)
     return torch.where(state.free, state.batch.ids(symbols), state.tokens)
+
+
+def arrive(state: State, step: Step) -> State:
+    """The state with every free position at the step's end; committed ones keep the clock's time, too."""
+    return state._replace(time=torch.where(state.free, torch.minimum(state.time, step.s), state.time))
 
 
 class Asked(NamedTuple):

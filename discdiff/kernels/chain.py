@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from discdiff.kernels.base import Kernel
+from discdiff.kernels.base import Kernel, check_grid
 from discdiff.noise import Noise
 from discdiff.processes import Process
 from discdiff.types import Info, State, Step
 
 
 @dataclass(frozen=True)
-class Chain:
+class Chain(Kernel):
     """`Chain((predictor, corrector, ...))`: the i-th kernel draws from `noise.child(i)`, so no two share a uniform.
 
     Raises ValueError for an empty chain.
@@ -44,14 +44,18 @@ class Chain:
     def reads(self) -> tuple[str, ...]:
         return tuple(name for k in self.kernels for name in k.reads)
 
+    def check(self, grid: Any) -> None:
+        for kernel in self.kernels:
+            check_grid(kernel, grid)
+
     def init(self, state: State) -> State:
         for kernel in self.kernels:
             state = kernel.init(state)
         return state
 
     def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
-        total = Info()
+        total, before = Info(), state.committed
         for i, kernel in enumerate(self.kernels):
             state, info = kernel(denoiser, state, step, noise.child(i))
             total = total.merge(info)
-        return state, total
+        return state, total._replace(committed=(state.committed & ~before).sum())  # a kernel may undo the one before

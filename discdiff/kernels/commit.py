@@ -8,96 +8,131 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from discdiff.denoisers import Drawn
-from discdiff.kernels.base import ask, select
+from discdiff.config import checked
+from discdiff.denoisers import Drawn, Prediction
+from discdiff.kernels.base import Kernel, arrive, ask, select
 from discdiff.noise import TOKEN, Noise
 from discdiff.processes import Absorbing
-from discdiff.schedules import Linear, Schedule
-from discdiff.scores import Random, Score
+from discdiff.rules import Quota, Ranked, Rule
+from discdiff.scores import Random, Score, check_score, spread
 from discdiff.types import Info, State, Step
+
+LOWEST = torch.finfo(torch.float64).min
 
 
 @dataclass(frozen=True)
-class Commit:
-    """After a step to times s, floor(sum_i (1 - quota.alpha(s_i))) of a row's free positions stay masked, and at least
-    one more is committed than before; the `score` says which. Exact only for one position at a time with a
-    candidate-free score; otherwise a mode seeker (MaskGIT arXiv 2202.04200, LLaDA 2502.09992).
+class Raw:
+    """A denoiser whose predictions at visible tokens stay what the network says, not the token they show; at masks, where
+    own and cavity predictions agree, nothing changes.
+    """
 
-    quota: Linear() is LLaDA's, CosineMD4() MaskGIT's. Modalities are ranked apart, so that a small segment is not
-    starved by a big one, unless `jointly`. Blocks and segments that must wait are the clock's business.
+    inner: Any
+    kind: ClassVar[str] = "own"
+
+    def __call__(self, state: State, step: Step) -> Prediction:
+        return self.inner(state, step)
+
+
+def places(here: Tensor, score: Tensor) -> Tensor:
+    """Rank of each position of a row, 0 the best of `here` (bool), the others behind, (batch, length); ties go by column."""
+    return (
+        torch.where(here, score.clamp(min=LOWEST), -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(1)
+    )
+
+
+def pools(state: State, jointly: bool) -> list[Tensor]:
+    """Masks (batch, length) of the positions that are ranked together: one per modality, or one for all."""
+    layout = state.batch.layout
+    if jointly or len(layout.pools) == 1:
+        return [torch.ones_like(state.committed)]
+    pool = layout.tables(state.tokens.device).pool[state.batch.slot]
+    return [pool == number for number in layout.pools]
+
+
+@dataclass(frozen=True)
+class Commit(Kernel):
+    """The `score` ranks a row's masked positions, the `rule` says how many of the best are committed: at least one, and
+    all whose time is up. Exact only for one position at a time with a candidate-free score; otherwise a mode seeker
+    (MaskGIT arXiv 2202.04200, LLaDA 2502.09992).
+
+    Modalities are ranked apart, so that a small segment is not starved by a big one, unless `jointly`. Blocks and
+    segments that must wait are the clock's business. edit: committed tokens that are still on their way to time 0 are
+    drawn anew, too, and replaced where the new token has at least this probability (LLaDA2-style editing); it needs a
+    network that judges the tokens it sees. Raises ValueError for a process without masks and for parts that are none.
     """
 
     score: Score = field(default_factory=Random)
-    quota: Schedule = field(default_factory=Linear)
+    rule: Rule = field(default_factory=Quota)
     process: Absorbing = field(default_factory=Absorbing)
     jointly: bool = False
-    final: ClassVar[bool] = True
+    edit: float | None = None
     reads: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.process, Absorbing):
             raise ValueError(f"Commit fills masks: it needs Absorbing, not {type(self.process).__name__}")
+        check_score(self.score)
+        if not isinstance(self.rule, Rule):
+            raise ValueError(f"rule is {self.rule!r}: give a Rule, such as Quota(CosineMD4()) or Threshold(0.9)")
+        checked("edit", self.edit, self.edit is None or 0 < self.edit <= 1, "a probability in (0, 1], or None")
 
     @property
     def unbiased(self) -> bool:
         """In the limit of one position per step, and only if the score does not look at the drawn token."""
-        return not self.score.peeks
+        return not self.score.peeks and type(self.rule) is Quota and self.final
+
+    @property
+    def final(self) -> bool:
+        return self.edit is None
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """What the network must report beside the draw."""
+        return tuple(dict.fromkeys((*self.score.statistics, *self.rule.statistics)))
 
     @property
     def decide_first(self) -> bool:
-        """Random and fixed orders need no network to choose."""
-        return self.score.statistic is None
+        """Random and fixed orders with a fixed quota need no network to choose."""
+        return not (self.score.needs_draw or self.rule.statistics or self.edit is not None)
 
     def init(self, state: State) -> State:
-        return state
+        return self.rule.init(state)
 
     def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
-        eligible = state.free & ~state.committed & (step.s < step.t)
-        index = select(eligible)
+        moving = state.free & (step.s < step.t)
+        eligible = moving & ~state.committed
+        index = select(eligible if self.edit is None else moving)
         if not len(index):
-            return self._arrive(state, step), Info()
+            return arrive(state, step), Info()
         if self.decide_first:
-            chosen = self._choose(state, step, eligible, self.score(state, index, None, noise))
+            chosen = self._choose(state, step, eligible, self.score(state, step, index, None, noise), {})
             index = select(chosen)
-            asked = ask(denoiser, self.process, state, step, noise, index)
-            drawn = asked.prediction.draw(asked.index, asked.noise, TOKEN)
-            tokens = drawn.tokens
-        else:
-            asked = ask(denoiser, self.process, state, step, noise, index)
-            drawn = asked.prediction.draw(asked.index, asked.noise, TOKEN, self.score.statistic)
-            chosen = self._choose(state, step, eligible, self.score(state, index, drawn, noise))
-            tokens = torch.where(chosen.view(-1)[index], drawn.tokens, state.tokens.reshape(-1)[index])
-        info = asked.info._replace(committed=chosen.sum(), entropy=-_mean_log_prob(drawn))
+        asked = ask(denoiser if self.edit is None else Raw(denoiser), self.process, state, step, noise, index)
+        drawn = asked.prediction.draw(asked.index, asked.noise, TOKEN, self.statistics)
+        if not self.decide_first:
+            state = self.rule.remember(state, index, drawn.statistics)
+            score = self.score(state, step, index, drawn, noise)
+            tables = {name: spread(state, index, x) for name, x in drawn.statistics.items() if x.ndim == 1}
+            chosen = self._choose(state, step, eligible, score, tables)
+        written = chosen | self._edited(state, index, drawn)
+        tokens = torch.where(written.view(-1)[index], drawn.tokens, state.tokens.reshape(-1)[index])
         merged = state.tokens.reshape(-1).scatter(0, index, tokens).view(state.tokens.shape)
-        return self._arrive(state, step)._replace(tokens=merged, committed=state.committed | chosen), info
+        info = asked.info._replace(committed=chosen.sum(), entropy=-drawn.log_prob.mean())
+        return arrive(state, step)._replace(tokens=merged, committed=state.committed | chosen), info
 
-    def _arrive(self, state: State, step: Step) -> State:
-        """Committed positions keep the clock's time too: the quota counts every free position."""
-        return state._replace(time=torch.where(state.free, torch.minimum(state.time, step.s), state.time))
+    def _edited(self, state: State, index: Tensor, drawn: Drawn) -> Tensor:
+        """Committed positions whose new token is likely enough, bool (batch, length)."""
+        if self.edit is None:
+            return torch.zeros_like(state.committed)
+        return state.committed & (spread(state, index, drawn.log_prob).exp() >= self.edit)
 
-    def _choose(self, state: State, step: Step, eligible: Tensor, score: Tensor) -> Tensor:
+    def _choose(self, state: State, step: Step, eligible: Tensor, score: Tensor, tables: dict[str, Tensor]) -> Tensor:
         """The best of each row and pool, bool (batch, length); a position whose time is up comes before any score."""
         chosen, due = torch.zeros_like(eligible), eligible & (step.s <= 0)
-        left = torch.where(state.free & (step.s > 0), 1 - self.quota.alpha(step.s), 0.0)  # nothing is left at time 0
         score = torch.where(due, torch.inf, score)
-        for pool in self._pools(state):
+        for pool in pools(state, self.jointly):
             here = eligible & pool
-            now = (state.free & ~state.committed & pool).sum(1)
-            stay = ((left * pool).sum(1) + 1e-6).floor().long()
-            count = torch.where(here.any(1), torch.maximum(now - stay, (due & pool).sum(1).clamp(min=1)), 0)
-            place = torch.where(here, score, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(1)
-            chosen |= here & (place < count[:, None])
+            place = places(here, score)
+            ranked = Ranked(state, step, pool, here, place, tables)
+            chosen |= here & (self.rule(ranked) | due | (place == 0))
         return chosen
-
-    def _pools(self, state: State) -> list[Tensor]:
-        """Masks of the positions that are ranked together."""
-        layout = state.batch.layout
-        pool = layout.tables(state.tokens.device).pool[state.batch.slot]
-        numbers = layout.pools
-        if self.jointly or len(numbers) == 1:
-            return [torch.ones_like(state.committed)]
-        return [pool == number for number in numbers]
-
-
-def _mean_log_prob(drawn: Drawn) -> Tensor:
-    return drawn.log_prob.mean()

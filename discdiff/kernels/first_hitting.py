@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from discdiff.kernels.base import ask, select
+from discdiff.kernels.base import Kernel, ask, select
 from discdiff.noise import ORDER, TIME, Noise
 from discdiff.processes import Absorbing
 from discdiff.proposals import Factorised, Proposal
@@ -15,7 +15,7 @@ from discdiff.types import Info, State, Step
 
 
 @dataclass(frozen=True)
-class FirstHitting:
+class FirstHitting(Kernel):
     """With n masked positions the next reveal happens at 1 - alpha(tau) = (1 - alpha(t)) U^(1/n), at a uniform position.
 
     One network call per token and none wasted; exact for any length (arXiv 2409.02908) if the grid has as many steps as
@@ -34,9 +34,6 @@ class FirstHitting:
             raise ValueError(
                 "FirstHitting reveals one masked token at a time: it needs Absorbing and a factorised proposal"
             )
-
-    def init(self, state: State) -> State:
-        return state
 
     def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
         hidden = state.free & ~state.committed & (step.s < 1)

@@ -145,6 +145,12 @@ class DiscDiffModel(PreTrainedModel):
             cache.mark(columns)
         return self.norm(x)
 
+    def generate(self, tokens: Any, sampler: Any = "ancestral", **options: Any) -> Any:
+        """Fill the masks of token ids (batch, length) by a sampler: `discdiff.generate(self, tokens, sampler, ...)`."""
+        from discdiff.sampling import generate
+
+        return generate(self, tokens, sampler, **options)
+
     def select(
         self, hidden: Tensor, batch: TokenBatch, index: Tensor, shift: bool = False, columns: Tensor | None = None
     ) -> Tensor:

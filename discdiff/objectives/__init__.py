@@ -1,7 +1,18 @@
 """Objectives: the bounds models are trained on, with the head run only where a position carries loss."""
 
+from discdiff.objectives.blocks import BlockElbo, BlockTimes, doubled
 from discdiff.objectives.elbo import Autoregressive, Elbo
 from discdiff.objectives.heads import cross_entropy, density, gather
 from discdiff.objectives.linear_cross_entropy import linear_cross_entropy
 
-__all__ = ["Autoregressive", "Elbo", "cross_entropy", "density", "gather", "linear_cross_entropy"]
+__all__ = [
+    "Autoregressive",
+    "BlockElbo",
+    "BlockTimes",
+    "Elbo",
+    "cross_entropy",
+    "density",
+    "doubled",
+    "gather",
+    "linear_cross_entropy",
+]

@@ -116,24 +116,34 @@ class Process:
     def log_posterior(self, log_x0: Tensor, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
         """log p(x_s | x_t) = log sum_v p(x0 = v) q(x_s | x_t, v), mixture form, `(..., K) -> (..., K + 1)`.
 
-        Exact iff log_x0 is the own posterior p(x0_i | x_t). Source: D3PM (arXiv 2107.03006) eq. 4.
+        Exact iff log_x0 is the own posterior p(x0_i | x_t); in log_x0's precision. Source: D3PM (arXiv 2107.03006) eq. 4.
         """
         size = log_x0.shape[-1]
         t, s = as_time(t, x), as_time(s, x)
-        step = _columns(self.transition(s, t, size), log_x0)
-        early, late = (_columns(self.marginal(time, size), log_x0) for time in (s, t))
-        is_mask = (x == size)[..., None]
-        here = torch.arange(size, device=x.device) == x[..., None]
+        step, early, late = self.transition(s, t, size), self.marginal(s, size), self.marginal(t, size)
+        is_mask = x == size
+        here = x.clamp(max=size - 1)[..., None]  # at a mask no column is special: `kept` is 0 there
+
+        def column(value: Tensor) -> Tensor:
+            return value.expand(x.shape).to(log_x0)[..., None]
+
+        other, kept = column(torch.where(is_mask, late.mask, late.token)), column(torch.where(is_mask, 0.0, late.keep))
+        into, stays = column(torch.where(is_mask, step.mask, step.token)), column(torch.where(is_mask, 0.0, step.keep))
+        stay, back = (1.0, 0.0) if self.mask_absorbing else (step.keep + step.mask, step.token)
+        to_mask = column(torch.where(is_mask, stay * early.mask, back * early.mask))
+        keep, token = column(early.keep), column(early.token)
+        possible = torch.where(
+            other > 0, 1 / other, 0.0
+        )  # where x_t has one origin only, x0 = x_t, the others do not count
         p = log_x0.exp()
-        likelihood = torch.where(is_mask, late.mask, late.token + torch.where(here, late.keep, 0.0))
-        weight = torch.where(p > 0, p / likelihood, 0.0)
-        total = weight.sum(-1, keepdim=True)
-        into_token = torch.where(is_mask, step.mask, step.token + torch.where(here, step.keep, 0.0))
-        stay = 1.0 if self.mask_absorbing else step.keep + step.mask
-        into_mask = torch.where(is_mask, stay, 0.0 if self.mask_absorbing else step.token)
-        return safe_log(
-            torch.cat([into_token * (early.keep * weight + early.token * total), into_mask * early.mask * total], -1)
-        )
+        p_here = p.gather(-1, here)
+        weight_here = torch.where(p_here > 0, p_here / (other + kept), 0.0)
+        law = (p * possible).scatter_(-1, here, weight_here)
+        total = law.sum(-1, keepdim=True)
+        law = law.mul_(into * keep).add_(into * token * total)
+        law = law.scatter_(-1, here, (into + stays) * (keep * weight_here + token * total))
+        law = torch.cat([law, to_mask * total], -1)
+        return safe_log(law) if law.requires_grad else law.log_()
 
     def hold(self, x: Tensor, t: float | Tensor, s: float | Tensor, alphabet: int | Alphabet) -> Tensor:
         """min over x0 of q(x_s = x_t | x_t, x0): the chance, known without a network, that a position stays."""

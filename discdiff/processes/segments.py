@@ -31,7 +31,8 @@ class PerSegment(Process):
         if not self.parts:
             raise ValueError("PerSegment needs at least one segment: PerSegment({'name': process})")
 
-    def _merge(self, alphabet: int | Alphabet, part: Callable[[Process], Tensor]) -> Tensor:
+    def merge(self, alphabet: int | Alphabet, part: Callable[[Process], Tensor]) -> Tensor:
+        """`part(process)` of each segment's process at the positions of its segment."""
         if not isinstance(alphabet, Alphabet):
             raise ValueError("PerSegment must know the segments: pass the layout's Alphabet, not a bare size")
         out: Any = None
@@ -56,19 +57,19 @@ class PerSegment(Process):
         return self.parts[alphabet.names[number]]
 
     def prior(self, uniform: Tensor, alphabet: int | Alphabet) -> Tensor:
-        return self._merge(alphabet, lambda p: p.prior(uniform, alphabet))
+        return self.merge(alphabet, lambda p: p.prior(uniform, alphabet))
 
     def corrupt(self, x0: Tensor, t: float | Tensor, uniform: Tensor, alphabet: int | Alphabet) -> Tensor:
-        return self._merge(alphabet, lambda p: p.corrupt(x0, t, uniform, alphabet))
+        return self.merge(alphabet, lambda p: p.corrupt(x0, t, uniform, alphabet))
 
     def hold(self, x: Tensor, t: float | Tensor, s: float | Tensor, alphabet: int | Alphabet) -> Tensor:
-        return self._merge(alphabet, lambda p: p.hold(x, t, s, alphabet))
+        return self.merge(alphabet, lambda p: p.hold(x, t, s, alphabet))
 
     def step(self, x, x0, t, s, uniform, alphabet, rate=None) -> Tensor:
-        return self._merge(alphabet, lambda p: p.step(x, x0, t, s, uniform, alphabet, rate))
+        return self.merge(alphabet, lambda p: p.step(x, x0, t, s, uniform, alphabet, rate))
 
     def own_shift(self, x: Tensor, t: float | Tensor, alphabet: int | Alphabet) -> Tensor:
-        return self._merge(alphabet, lambda p: p.own_shift(x, t, alphabet))
+        return self.merge(alphabet, lambda p: p.own_shift(x, t, alphabet))
 
 
 def _match(here: Tensor, value: Tensor) -> Tensor:

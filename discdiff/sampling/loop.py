@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from discdiff.clocks import Clock, Shared
-from discdiff.kernels import Kernel, prior_tokens
+from discdiff.kernels import Kernel, check_grid, prior_tokens
 from discdiff.layout import TokenBatch
 from discdiff.noise import Noise
 from discdiff.processes import check_layout
@@ -94,6 +94,7 @@ def _check(denoiser: Any, kernel: Kernel, batch: TokenBatch, grid: Grid) -> None
     unread = [name for name in grid.used if name not in readers]
     if unread:
         raise ValueError(f"the grid sets {unread}, which neither the kernel nor a wrapper reads: add one, or drop them")
+    check_grid(kernel, grid)
     masked = batch.given & batch.valid & batch.noisable & (batch.tokens == layout.vocab.mask)
     if bool(masked.any()):
         row, column = (int(i) for i in masked.nonzero()[0])

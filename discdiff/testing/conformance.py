@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from discdiff.denoisers import FunctionDenoiser, Prediction
 from discdiff.layout import Layout, Modality, Segment, TokenBatch, VocabLayout, make_batch
 from discdiff.noise import mix, row_seeds
-from discdiff.sampling import Grid, as_grid, iterate, sample
+from discdiff.sampling import Grid, as_grid, iterate, prompts, sample
 from discdiff.types import Info, State, Step
 
 ROWS = 5
@@ -28,22 +29,24 @@ def conformance_layout() -> Layout:
     return Layout(vocab, (prompt, Segment("left", "text", (4,)), right))
 
 
-def check_conformance(kernel: Any, steps: int | Grid = 6, seed: int = 7, **settings: Any) -> None:
+def check_conformance(
+    kernel: Any, steps: int | Grid = 6, seed: int = 7, wrap: Callable[[Any], Any] | None = None, **settings: Any
+) -> None:
     """Run a kernel under a hash of a denoiser and raise AssertionError naming the first promise it breaks.
 
     Given and prompt tokens never move; ids are legal at every step; nothing is masked or uncommitted at the end; a
     `final` kernel never takes a token back; the seed alone decides, and no global generator is touched; a row does not
     depend on its neighbours, nor on which side it is padded; a callback changes nothing; `Info` counts what happened;
     who moves under `decide_first` and `final` does not depend on the network. A `PerSegment` process names "left" and
-    "right". `settings` (a clock, latents) go to `sample`.
+    "right". `wrap` goes around the denoiser, `settings` (a clock, latents) go to `sample`.
     """
-    batch = _batch()
+    batch, around = _batch(), wrap or (lambda denoiser: denoiser)
     unknown = set(kernel.reads) - set(Step._fields)
     _require(not unknown, f"`reads` names {sorted(unknown)}, which no step has")
-    last = _watched(kernel, batch, steps, seed, settings).tokens
+    last = _watched(kernel, batch, steps, seed, around, settings).tokens
 
     def run(batch: TokenBatch, seed: Any, **more: Any) -> Tensor:
-        return sample(_hashed(), kernel, batch, steps, seed=seed, **settings, **more)[0].tokens
+        return sample(around(_hashed()), kernel, batch, steps, seed=seed, **settings, **more)[0].tokens
 
     before = torch.get_rng_state()
     _require(torch.equal(run(batch, seed), last), "the same seed gives different tokens")
@@ -57,7 +60,7 @@ def check_conformance(kernel: Any, steps: int | Grid = 6, seed: int = 7, **setti
         _require(torch.equal(run(side, seed)[side.valid].view_as(last), last), "padding changes the tokens")
     if kernel.decide_first and kernel.final:
         plain = Grid(as_grid(steps).times)  # a step's score_power may look at the network
-        runs = [list(iterate(_hashed(key), kernel, batch, plain, seed=seed, **settings)) for key in (0, 1)]
+        runs = [list(iterate(around(_hashed(key)), kernel, batch, plain, seed=seed, **settings)) for key in (0, 1)]
         same = all(torch.equal(a.committed, b.committed) for (a, _), (b, _) in zip(*runs, strict=False))
         _require(same, "decide_first, but the network decides who moves")
 
@@ -67,11 +70,13 @@ def _require(holds: bool | Tensor, message: str) -> None:
         raise AssertionError(message)
 
 
-def _watched(kernel: Any, batch: TokenBatch, steps: int | Grid, seed: int, settings: dict[str, Any]) -> State:
+def _watched(
+    kernel: Any, batch: TokenBatch, steps: int | Grid, seed: int, around: Callable[[Any], Any], settings: dict[str, Any]
+) -> State:
     """One run with everything looked at after every step."""
     counted, before = _Counted(_hashed()), None
     mask = batch.layout.vocab.mask
-    for state, info in iterate(counted, kernel, batch, steps, seed=seed, **settings):
+    for state, info in iterate(around(counted), kernel, batch, steps, seed=seed, **settings):
         _require((state.tokens == batch.tokens)[~batch.free].all(), "a given or prompt token moved")
         symbols = batch.symbols(state.tokens)
         legal = (symbols >= 0) & (symbols <= batch.alphabet.size)
@@ -140,3 +145,36 @@ def _batch(pad: tuple[int, int] = (0, 0)) -> TokenBatch:
     tokens = torch.where(known | ~blank.noisable, blank.ids(hashed % blank.alphabet.size), layout.vocab.mask)
     tokens, real, known, slot = (torch.nn.functional.pad(x, pad) for x in (tokens, real, known, slot))
     return make_batch(layout, tokens, valid=real, given=known, slot=slot)
+
+
+def check_sampler(sampler: Any, seed: int = 7) -> None:
+    """`check_conformance` of a `discdiff.Sampler` with its clock, wrappers and steps, and a batch of mixed lengths.
+
+    Row i of prompts of different lengths, padded left or right, gives the tokens of its prompt alone.
+    """
+    common = sampler.common
+
+    def wrap(denoiser: Any) -> Any:
+        inner = common.inside(denoiser)
+        return common.outside(inner if sampler.wrap is None else sampler.wrap(inner))
+
+    kernel, clock = common.around(sampler.kernel), sampler.clock
+    check_conformance(kernel, sampler.grid or common.steps or conformance_layout().length, seed, wrap, clock=clock)
+    texts: tuple[list[int], ...] = ([1, 2, 3], [], [4, 0, 1, 1, 2])
+    new = (4, 9, 2)
+    layout = Layout(VocabLayout(text_size=5), (Segment("text", "text", (9,)),))
+    steps = sampler.grid or common.steps or max(new)
+
+    def run(rows: Sequence[int], pad: str) -> list[list[int]]:
+        batch = prompts(layout, [texts[i] for i in rows], [new[i] for i in rows], pad=pad)
+        seeds = row_seeds(seed, len(texts))[list(rows)]
+        state, _ = sample(wrap(_hashed()), kernel, batch, steps, seed=seeds, clock=clock)
+        return [tokens[valid].tolist() for tokens, valid in zip(state.tokens, state.valid, strict=True)]
+
+    together = run(range(3), "right")
+    _require(together == run(range(3), "left"), "the padding side changes the tokens")
+    for row in range(3):
+        _require(
+            run((row,), "right")[0] == together[row], f"prompt {row} alone differs from row {row} of mixed lengths"
+        )
+        _require(together[row][: len(texts[row])] == texts[row], f"prompt {row} was changed")

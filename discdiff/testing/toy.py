@@ -11,7 +11,7 @@ from torch import Tensor
 
 from discdiff.denoisers import FunctionDenoiser
 from discdiff.layout import Layout, Segment, TokenBatch, VocabLayout, make_batch
-from discdiff.processes import Process
+from discdiff.processes import Absorbing, Process
 from discdiff.types import Alphabet, State, Step
 
 SYMBOLS, LENGTH = 3, 4
@@ -69,8 +69,12 @@ class Toy:
 
         x (batch, length) symbols with the mask = `symbols`; t a time per position, in which 0 means known.
         """
-        parts = zip(x.split(chunk), t.expand(x.shape).split(chunk), strict=True)
-        return torch.cat([self._posterior(a, b, process, kind) for a, b in parts])
+        t = t.expand(x.shape)
+        if isinstance(process, Absorbing):  # time says nothing that the masks do not
+            t = torch.full_like(t, 0.5)
+        first, back = _distinct(x, t, self.symbols)  # many rows are equal: each is worked out once
+        parts = zip(x[first].split(chunk), t[first].split(chunk), strict=True)
+        return torch.cat([self._posterior(a, b, process, kind) for a, b in parts])[back]
 
     def _posterior(self, x: Tensor, t: Tensor, process: Process, kind: str) -> Tensor:
         eye = torch.eye(self.symbols, dtype=torch.float64).log()
@@ -99,6 +103,16 @@ class Toy:
             return self.posterior(x, torch.where(settled, 0.0, time), process, kind)
 
         return FunctionDenoiser(function, kind=kind, needs_time=True)
+
+
+def _distinct(x: Tensor, t: Tensor, symbols: int) -> tuple[Tensor, Tensor]:
+    """Numbers of rows (n,) that stand for all that are equal in x and t, and which of them each row equals."""
+    times, number = t.unique(return_inverse=True)
+    digit, base = x + (symbols + 1) * number, (symbols + 1) * len(times)
+    if base ** x.shape[1] >= 2**62:
+        return torch.arange(len(x)), torch.arange(len(x))
+    _, back = (digit * base ** torch.arange(x.shape[1])).sum(1).unique(return_inverse=True)
+    return torch.empty(int(back.max()) + 1, dtype=torch.int64).scatter(0, back, torch.arange(len(x))), back
 
 
 def toy() -> Toy:

@@ -46,6 +46,7 @@ class DiffusionTrainer(Trainer):
     """
 
     lr_scheduler: Any
+    optimizer: Any
     control: Any
     loss_is_scaled_for_ga = False  # each part's loss is a mean: Trainer divides by the number of parts
 

@@ -26,7 +26,8 @@ LOG_EVERY = 25
 @dataclass(frozen=True)
 class Demo:
     """seed: of data order, noise and samples; seconds of training, or a number of steps instead; count: images per
-    figure; warped: altered copies of every training image; conditional: share of rows with one part given; out: folder.
+    figure; warped: altered copies of every training image; conditional: share of rows with one part given; part: judge on
+    the "test" or, to choose settings, on a "validation" part of the training images; out: folder.
     """
 
     seed: int = 0
@@ -40,6 +41,7 @@ class Demo:
     hidden_size: int = 128
     num_layers: int = 4
     num_heads: int = 4
+    part: str = "test"
     out: str = "runs/demo"
 
     def __post_init__(self) -> None:
@@ -47,6 +49,7 @@ class Demo:
         checked("seconds", self.seconds, self.seconds > 0 or self.steps > 0, "give seconds of training, or steps")
         checked("count", self.count, self.count >= 20, "at least 20 images, two per digit")
         checked("warped", self.warped, self.warped >= 0, "0 or more")
+        checked("part", self.part, self.part in ("test", "validation"), 'choose "test" or "validation"')
         checked("conditional", self.conditional, 0 <= self.conditional <= 1, "a share in [0, 1]")
 
 
@@ -82,6 +85,7 @@ def trainer_for(demo: Demo, where: Layout, data: Any) -> Any:
         ema=0.995,
         weight_decay=0.05,
         betas=(0.9, 0.98),
+        optimizer="muon",
         log_every=min(LOG_EVERY, budget["steps"]),
         **budget,
     )
@@ -114,7 +118,7 @@ def run(demo: Demo) -> dict[str, float]:
         shutil.rmtree(folder / "training", ignore_errors=True)
         finished.unlink()
     where = digits.layout()
-    train_digits, test_digits = digits.load()
+    train_digits, test_digits = digits.load(demo.part)
     data = digits.CaptionedDigits(where, train_digits, demo.warped, demo.seed)
     started = time.monotonic()
     model, cost, log = train(demo, where, data)

@@ -16,7 +16,7 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 TEMPLATES = ("here is number {}", "the handwritten digit {}", "{} written by hand", "somebody drew number {}")
 LEXICON = tuple(dict.fromkeys(" ".join(TEMPLATES).replace("{}", "").split())) + WORDS
 CAPTION = 4  # words of a caption
-HELD_OUT = 360
+HELD_OUT, VALIDATION = 360, 240
 PIXELS = PixelTokenizer(levels=17, patch=2)
 
 
@@ -38,16 +38,18 @@ class Digits:
         return len(self.labels)
 
 
-def load(seed: int = 0) -> tuple[Digits, Digits]:
-    """Training and held-out digits (360, stratified by digit)."""
+def load(part: str = "test", seed: int = 0) -> tuple[Digits, Digits]:
+    """Training digits and those held out of them, stratified by digit: 360 for the "test", or 240 of the others for the
+    "validation", on which settings are chosen without a look at the test.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     data = load_digits()
-    images, labels = data.images.astype(np.int64), data.target.astype(np.int64)
-    parts = train_test_split(images, labels, test_size=HELD_OUT, random_state=seed, stratify=labels)
-    a, b, la, lb = (torch.from_numpy(x) for x in parts)
-    return Digits(a, la), Digits(b, lb)
+    kept, labels = data.images.astype(np.int64), data.target.astype(np.int64)
+    for count in (HELD_OUT, VALIDATION)[: 1 + (part == "validation")]:
+        kept, held, labels, names = train_test_split(kept, labels, test_size=count, random_state=seed, stratify=labels)
+    return Digits(*map(torch.from_numpy, (kept, labels))), Digits(*map(torch.from_numpy, (held, names)))
 
 
 def warp(images: Tensor, copies: int, seed: int = 0) -> Tensor:

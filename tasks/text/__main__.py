@@ -1,7 +1,7 @@
 """python -m tasks.text train|sample|evaluate: text diffusion on your own corpus.
 
 python -m tasks.text train --source book.txt --steps 5000 --out runs/book
-python -m tasks.text sample runs/book --count 4 --steps 64
+python -m tasks.text sample runs/book --count 4 --sampler remdm_cap --sampler.steps 64 --sampler.eta 0.04
 python -m tasks.text sample runs/book --infill "It was the ____ of times"
 python -m tasks.text evaluate runs/book
 """
@@ -15,21 +15,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from discdiff.cli import commands, guarded, parse
+from discdiff.cli import commands, guarded, parse, take
 from discdiff.config import checked
 from discdiff.processes import Absorbing
 from discdiff.report import Report, TextView, Trace, watch
+from discdiff.sampling import knobs
 from discdiff.training import TrainingSettings
 from tasks.text import evaluate as quality
 from tasks.text import rows as text_rows
 from tasks.text.folder import Trained, load_model, load_task, save_task
 from tasks.text.infill import Infill
-from tasks.text.settings import Corpus, Judged, Method, Network, Output, Request, Sampler
+from tasks.text.settings import Chosen, Corpus, Drawing, Judged, Method, Network, Output, Request
 from tasks.text.training import config_for, fit
 
 PROG = "python -m tasks.text"
@@ -54,16 +56,29 @@ def train(argv: Sequence[str]) -> None:
     for name, kind in (("model", process), *([("twin", None)] if method.twin else [])):
         print(f"training {folder / name}: {method.process if kind else 'autoregressive, same budget'}", flush=True)
         fit(layout, network, kind, training, train_rows, valid_rows, folder / name, resume="auto")
-    _evaluate(folder, chosen["judged"], Sampler())
+    _evaluate(folder, chosen["judged"], _chosen("train", [], Drawing()))
 
 
 def evaluate(argv: Sequence[str]) -> None:
     """Evaluate a trained folder."""
-    chosen = parse(f"{PROG} evaluate", argv, {"judged": Judged, "sampler": Sampler}, ("folder",))
-    _evaluate(Path(chosen["folder"]), chosen["judged"], chosen["sampler"])
+    chosen, sampler = _parse("evaluate", argv, {"judged": Judged})
+    _evaluate(Path(chosen["folder"]), chosen["judged"], sampler)
 
 
-def _evaluate(folder: Path, judged: Judged, sampler: Sampler) -> None:
+def _parse(command: str, argv: Sequence[str], sections: dict[str, type]) -> tuple[dict[str, Any], Chosen]:
+    """The settings of a command that samples from a folder, and its sampler."""
+    inside, rest = take(argv, "sampler")
+    chosen = parse(f"{PROG} {command}", rest, {**sections, "drawing": Drawing}, ("folder",))
+    return chosen, _chosen(command, inside, chosen["drawing"])
+
+
+def _chosen(command: str, flags: Sequence[str], drawing: Drawing) -> Chosen:
+    prog = f"{PROG} {command} --sampler {drawing.sampler}"
+    given = parse(prog, flags, {"sampler": knobs(drawing.sampler)}, prefix="sampler.")["sampler"]
+    return Chosen(drawing.sampler, asdict(given), drawing.sample_seed)
+
+
+def _evaluate(folder: Path, judged: Judged, sampler: Chosen) -> None:
     """Print, and write to metrics.json, the figures of the model, its twin, and the validation text itself."""
     corpus, tokenizer = load_task(folder)
     padded = corpus.rows == "padded"
@@ -85,24 +100,24 @@ def _evaluate(folder: Path, judged: Judged, sampler: Sampler) -> None:
             part |= quality.judge(text_rows.judged_rows(twin.layout, tokens, corpus.ends), twin.model)
         part |= quality.diversity(text_rows.judged_rows(trained["model"].layout, tokens, corpus.ends))
     finite = {name: {k: v if math.isfinite(v) else None for k, v in part.items()} for name, part in figures.items()}
-    report = {**finite, "judged": asdict(judged), "sampler": asdict(sampler)}
+    report = {**finite, "judged": asdict(judged), "sampler": {**sampler._asdict(), "knobs": dict(sampler.knobs)}}
     (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"{'':>24}" + "".join(f"{name:>12}" for name in figures))
     for key in dict.fromkeys(key for part in figures.values() for key in part):
         print(f"{key:>24}" + "".join(f"{part[key]:12.4f}" if key in part else " " * 12 for part in figures.values()))
 
 
-def _samples(trained: Trained, judged: Judged, sampler: Sampler) -> Tensor:
+def _samples(trained: Trained, judged: Judged, sampler: Chosen) -> Tensor:
     model, layout, process = trained
     if process is None:
-        return quality.generate_autoregressive(model, layout, judged.samples, sampler.sample_seed)
+        return quality.generate_autoregressive(model, layout, judged.samples, sampler.seed)
     return quality.generate(model, process, text_rows.blank(layout, judged.samples, model.device), sampler)
 
 
 def sample(argv: Sequence[str]) -> None:
     """Sample or infill: printed, and where asked saved as JSON lines and as a page that plays the first sample."""
-    chosen = parse(f"{PROG} sample", argv, {"request": Request, "sampler": Sampler}, ("folder",))
-    request, sampler, folder = chosen["request"], chosen["sampler"], Path(chosen["folder"])
+    chosen, sampler = _parse("sample", argv, {"request": Request})
+    request, folder = chosen["request"], Path(chosen["folder"])
     corpus, tokenizer = load_task(folder)
     model, layout, process = load_model(folder / "model")
     assert process is not None
@@ -128,7 +143,7 @@ def sample(argv: Sequence[str]) -> None:
     if request.report is not None:
         columns = layout.columns("text").numpy()
         view = TextView("text", columns, lambda token: text_rows.text_of(tokenizer, layout, [token]))
-        subtitle = f"{sampler.order}, {traces[0].steps - 1} steps"
+        subtitle = f"{sampler.name}, {traces[0].steps - 1} steps"
         print(Report("discdiff sample", subtitle).player(traces[0], [view]).save(request.report))
 
 

@@ -10,52 +10,29 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from discdiff.denoisers import ModelDenoiser, Nucleus, Temperature, TopK
-from discdiff.kernels import Ancestral, Commit, FirstHitting
+from discdiff.denoisers import ModelDenoiser
+from discdiff.kernels import Commit
 from discdiff.layout import Layout, TokenBatch
 from discdiff.metrics import Estimate, distinct, nelbo, unigram_entropy
-from discdiff.processes import Absorbing, Process
-from discdiff.sampling import iterate, sample
-from discdiff.scores import SCORES, LeftToRight
+from discdiff.processes import Process
+from discdiff.sampling import sample
+from discdiff.scores import LeftToRight
 from discdiff.types import Info, State
 from tasks.text.rows import BATCH, blank, lengths, to_text
-from tasks.text.settings import Sampler
+from tasks.text.settings import Chosen
 from tasks.text.training import objective_for
 
-FEWEST = 32  # ancestral steps: fewer would reveal the tokens of a short hole together, as if they were independent
 
-
-def kernel_for(order: str, process: Process) -> Any:
-    """The kernel of an order's name. Raises ValueError for an order of commits where the process has no masks."""
-    if order == "ancestral":
-        return Ancestral(process)
-    if not isinstance(process, Absorbing):
-        raise ValueError(f"order {order!r} fills masks, the model's process is {type(process).__name__}: use ancestral")
-    return FirstHitting(process) if order == "first_hitting" else Commit(SCORES[order], process=process)
-
-
-def denoiser_for(model: Any, sampler: Sampler) -> Any:
-    """The model with the sampler's temperature and truncation."""
-    denoiser: Any = ModelDenoiser(model, kind=model.config.prediction)
-    if sampler.temperature != 1:
-        denoiser = Temperature(denoiser, sampler.temperature)
-    if sampler.top_k:
-        denoiser = TopK(denoiser, sampler.top_k)
-    return Nucleus(denoiser, sampler.nucleus) if sampler.nucleus < 1 else denoiser
-
-
-def run(model: Any, process: Process, batch: TokenBatch, sampler: Sampler) -> Iterator[tuple[State, Info]]:
+def run(model: Any, process: Process, batch: TokenBatch, chosen: Chosen) -> Iterator[tuple[State, Info]]:
     """The sampling run, state by state."""
-    free = int(batch.free.sum(1).max())
-    steps = sampler.steps or (max(free, FEWEST) if sampler.order == "ancestral" else free)
-    kernel = kernel_for(sampler.order, process)
-    return iterate(denoiser_for(model, sampler), kernel, batch, steps, seed=sampler.sample_seed)
+    denoiser = ModelDenoiser(model, kind=model.config.prediction)
+    return chosen.build(process).iterate(denoiser, batch, chosen.seed)
 
 
-def generate(model: Any, process: Process, batch: TokenBatch, sampler: Sampler) -> Tensor:
+def generate(model: Any, process: Process, batch: TokenBatch, chosen: Chosen) -> Tensor:
     """Sampled token rows (count, length)."""
     tokens = batch.tokens
-    for state, _ in run(model, process, batch, sampler):
+    for state, _ in run(model, process, batch, chosen):
         tokens = state.tokens
     return tokens
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from discdiff.config import checked
 from discdiff.processes import Absorbing, Interpolating, MaskOrReplace, Process, Uniform
+from discdiff.sampling import Sampler, preset, sampler
 from discdiff.schedules import SCHEDULES
-from discdiff.scores import SCORES
 from tasks.text.sources import EMBEDDED, HUB, Source
 
 PROCESSES = ("absorbing", "uniform", "mask_or_replace", "interpolating")
 ROWS = ("packed", "padded")
-ORDERS = ("ancestral", "first_hitting", *SCORES)
 
 
 @dataclass(frozen=True)
@@ -116,25 +118,26 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """How to sample. order: "ancestral", "first_hitting", or an order of commits: random, left_to_right, confidence,
-    margin, entropy, candidate. steps: 0 means one per free position (ancestral: at least 32). top_k 0 and nucleus 1
-    truncate nothing.
-    """
+class Drawing:
+    """How to sample: a name of `discdiff.PRESETS`, its knobs given as --sampler.KNOB (docs/samplers.md), and a seed."""
 
-    steps: int = 0
-    order: str = "ancestral"
-    temperature: float = 1.0
-    top_k: int = 0
-    nucleus: float = 1.0
+    sampler: str = "ancestral"
     sample_seed: int = 0
 
     def __post_init__(self) -> None:
-        checked("steps", self.steps, self.steps >= 0, "0 (one per position) or more")
-        checked("order", self.order, self.order in ORDERS, f"choose from {', '.join(ORDERS)}")
-        checked("temperature", self.temperature, self.temperature >= 0, "0 (the likeliest token) or more")
-        checked("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or more")
-        checked("nucleus", self.nucleus, 0 < self.nucleus <= 1, "a share in (0, 1]")
+        preset(self.sampler)
+
+
+class Chosen(NamedTuple):
+    """A sampler by its name and knobs, and the seed of its run."""
+
+    name: str = "ancestral"
+    knobs: Mapping[str, Any] = MappingProxyType({})
+    seed: int = 0
+
+    def build(self, process: Process) -> Sampler:
+        """The sampler of a model with that process. Raises ValueError where the sampler needs another."""
+        return sampler(self.name, process, **self.knobs)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from discdiff import (
     FunctionDenoiser,
     Layout,
     Modality,
+    Quota,
     Segment,
     Sure,
     Temperature,
@@ -53,7 +54,10 @@ def test_the_measurement_is_met(rows=8, slots=6, codes=16):
 
     y = decode(codebook[torch.randint(codes, (rows, slots), generator=seeded)])
     batch = make_batch(layout, torch.full((rows, slots), layout.vocab.mask), features={"y": y})
-    kernel, parts = Commit(Sure(), CosineMD4()), (plain, *(Anchored(plain, codebook, decode, n) for n in (0, 40)))
+    kernel, parts = (
+        Commit(Sure(), Quota(CosineMD4())),
+        (plain, *(Anchored(plain, codebook, decode, n) for n in (0, 40))),
+    )
     tokens = [sample(Temperature(part, 0.0), kernel, batch, 4)[0].tokens for part in parts]
     miss = [float((decode(codebook[batch.symbols(x)]) - y).abs().mean()) for x in tokens]
     assert (tokens[0] == tokens[1]).all() and miss[2] < 0.35 * miss[0]  # no rounds: the plain sampler, token for token

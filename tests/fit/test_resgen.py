@@ -13,6 +13,7 @@ from discdiff import (
     Modality,
     Noise,
     Prediction,
+    Quota,
     Segment,
     Sure,
     VocabLayout,
@@ -46,12 +47,12 @@ class Mixture(Prediction):
     weight: Tensor  # (parts,)
     mean: Tensor  # (batch * slots, parts, dim)
 
-    def draw(self, index, noise, stream, statistic=None):
+    def draw(self, index, noise, stream, statistics=()):
         slot, first = index // DEPTH, index // DEPTH * DEPTH
         part = inverse_cdf(self.weight.expand(len(slot), -1), noise.uniform(stream, first))
         z = self.mean[slot, part] + 0.01 * noise.normal(LATENT, DIM, first)  # one vector per slot, whoever asks
         codes, left = (x.gather(1, (index % DEPTH)[:, None])[:, 0] for x in quantise(z, self.hidden[slot]))
-        return Drawn(self.batch.ids(codes, index), -left, (-left).exp())
+        return Drawn(self.batch.ids(codes, index), -left, {"confidence": (-left).exp()})
 
 
 def network(state, step):
@@ -66,7 +67,7 @@ def test_levels_are_kept_coarse_first_and_the_vector_comes_back():
     h = torch.randn(6, SLOTS, DIM, generator=seeded).double()
     batch = make_batch(LAYOUT, torch.full((6, SLOTS * DEPTH), LAYOUT.vocab.mask), features={"h": h})
     masked = DepthSuffix()(batch, Noise.seeded(1, batch.valid), torch.linspace(0.1, 0.9, 6)).hidden
-    kernel = Commit(DepthPrefix(Sure("confidence")), CosineMD4())
+    kernel = Commit(DepthPrefix(Sure("confidence")), Quota(CosineMD4()))
     states = [state for state, _ in iterate(FunctionDenoiser(network), kernel, batch, 7)]
     kept = torch.stack([~masked, *(state.committed for state in states)])
     assert (kept.view(-1, DEPTH).long().diff(dim=-1) <= 0).all() and kept[1:].sum((1, 2)).diff().min() > 0

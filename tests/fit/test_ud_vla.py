@@ -13,6 +13,7 @@ from discdiff import (
     Layout,
     Modality,
     ModelDenoiser,
+    Quota,
     Segment,
     Sure,
     VocabLayout,
@@ -45,7 +46,9 @@ class Closing:
 def test_two_segments_one_run():
     tokens = torch.full((64, LAYOUT.length), VOCAB.mask)
     batch = make_batch(LAYOUT, torch.where(LAYOUT.tables().segment == 0, 1, tokens))
-    states = [state for state, _ in iterate(ModelDenoiser(MODEL), Closing(Commit(Sure(), CosineMD4())), batch, 5)]
+    states = [
+        state for state, _ in iterate(ModelDenoiser(MODEL), Closing(Commit(Sure(), Quota(CosineMD4()))), batch, 5)
+    ]
     for k, state in enumerate(states):  # each segment follows the schedule over its own slots
         hidden, share = state.free & ~state.committed, cos(pi * k / 10)
         assert (hidden[:, IMAGE].sum(1) == int(12 * share + 1e-6)).all()

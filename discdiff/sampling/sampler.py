@@ -1,0 +1,161 @@
+"""Sampler: everything a run needs but the model and the batch; `sampler` builds the named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from discdiff.clocks import Clock
+from discdiff.config import build, checked
+from discdiff.denoisers import ClassifierFree, Nucleus, Temperature, TopK
+from discdiff.denoisers.caches import (
+    ApproximateDualCached,
+    ApproximatePrefixCached,
+    BlockCached,
+    PrefixCached,
+    SkipUnchanged,
+)
+from discdiff.kernels import Kernel
+from discdiff.kernels.early_end import EarlyEnd
+from discdiff.layout import TokenBatch
+from discdiff.processes import Absorbing, Process
+from discdiff.sampling import loop
+from discdiff.sampling.grid import Grid
+from discdiff.sampling.presets import LIMIT, PRESETS, Preset
+from discdiff.types import Info, State
+
+CACHES: dict[str, Any] = {
+    "none": None,
+    "prefix": PrefixCached,
+    "block": BlockCached,
+    "approximate_prefix": ApproximatePrefixCached,
+    "approximate_dual": ApproximateDualCached,
+    "unchanged": SkipUnchanged,
+}
+"""Caches by name; the approximate ones change tokens."""
+
+FEWEST = 32  # steps of a sampler that only approaches the law: fewer would reveal a short hole's tokens independently
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every sampler takes. steps: 0 is one per free position of the row with most, and at least 32 where steps only
+    approach the law.
+
+    temperature: of the predictions, 0 is the likeliest token; top_k 0 and nucleus 1 truncate nothing. guidance: scale g of
+    log p = g log c + (1 - g) log u, u with the prompt masked. cache: "none", or one of CACHES. end: name of the special
+    token behind which a row is closed, such as "EOS"; "" goes on.
+    """
+
+    steps: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    nucleus: float = 1.0
+    guidance: float = 1.0
+    cache: str = "none"
+    end: str = ""
+
+    def __post_init__(self) -> None:
+        checked("steps", self.steps, self.steps >= 0, "0 (one per free position) or more")
+        checked("temperature", self.temperature, self.temperature >= 0, "0 (the likeliest token) or more")
+        checked("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or more")
+        checked("nucleus", self.nucleus, 0 < self.nucleus <= 1, "a share in (0, 1]")
+        checked("guidance", self.guidance, math.isfinite(self.guidance), "a finite scale, 1 for no guidance")
+        checked("cache", self.cache, self.cache in CACHES, f"choose from {', '.join(CACHES)}")
+
+    def around(self, kernel: Kernel) -> Kernel:
+        """The kernel, closing rows behind their end token where asked."""
+        return EarlyEnd(kernel, self.end) if self.end else kernel
+
+    def inside(self, denoiser: Any) -> Any:
+        """The denoiser with its cache, then guidance."""
+        denoiser = denoiser if self.cache == "none" else CACHES[self.cache](denoiser)
+        return denoiser if self.guidance == 1 else ClassifierFree(denoiser, self.guidance)
+
+    def outside(self, denoiser: Any) -> Any:
+        """The denoiser with temperature, then top-k, then nucleus around it."""
+        denoiser = Temperature(denoiser, self.temperature) if self.temperature != 1 else denoiser
+        denoiser = TopK(denoiser, self.top_k) if self.top_k else denoiser
+        return Nucleus(denoiser, self.nucleus) if self.nucleus < 1 else denoiser
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A kernel, its clock, what is wrapped around the denoiser, and the settings every sampler takes.
+
+    `grid` replaces the equal steps. `fewest`: steps where `common.steps` is 0 and fewer positions are free.
+    """
+
+    kernel: Kernel
+    common: Common = Common()
+    clock: Clock | None = None
+    wrap: Callable[[Any], Any] | None = None
+    grid: Grid | None = None
+    fewest: int = 1
+
+    def iterate(self, denoiser: Any, batch: TokenBatch, seed: loop.Seed = 0) -> Iterator[tuple[State, Info]]:
+        """The run, state by state; see `discdiff.iterate`."""
+        grid = self.grid or Grid.uniform(self.common.steps or max(int(batch.free.sum(1).max()), self.fewest))
+        inner = self.common.inside(denoiser)
+        inner = inner if self.wrap is None else self.wrap(inner)
+        kernel = self.common.around(self.kernel)
+        return loop.iterate(self.common.outside(inner), kernel, batch, grid, seed=seed, clock=self.clock)
+
+    def __call__(self, denoiser: Any, batch: TokenBatch, seed: loop.Seed = 0) -> tuple[State, Info]:
+        """The last state and what the whole run cost."""
+        total = Info()
+        for now, info in self.iterate(denoiser, batch, seed):
+            state, total = now, total.merge(info)
+        return state, total
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name. Raises ValueError naming the nearest."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"unknown sampler {name!r}{hint} Known: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+@functools.cache
+def knobs(name: str) -> type:
+    """Frozen dataclass of everything the preset can be told: the settings every sampler takes, then its own knobs."""
+    chosen = preset(name)
+    common = [
+        (f.name, type(f.default), dataclasses.field(default=chosen.defaults.get(f.name, f.default)))
+        for f in dataclasses.fields(Common)
+    ]
+    own = [
+        (p.name, type(p.default) if p.default is not None else Any, dataclasses.field(default=p.default))
+        for p in list(inspect.signature(chosen.build).parameters.values())[1:]
+    ]
+    check = {"__post_init__": lambda settings: _split(settings)}
+    kind = dataclasses.make_dataclass(name, [*common, *own], namespace=check, frozen=True)
+    kind.__doc__ = f"{chosen.summary} ({chosen.paper}); {chosen.law}"
+    return kind
+
+
+def sampler(name: str, process: Process | None = None, grid: Grid | None = None, **values: Any) -> Sampler:
+    """The preset `name` for a process (absorbing unless given) with knobs of your own.
+
+    `sampler("remdm_cap", eta=0.04, steps=64, nucleus=0.9)`. Raises ValueError for an unknown sampler or knob, naming the
+    nearest, for an impossible value, and where the preset needs another process.
+    """
+    chosen = preset(name)
+    common, own = _split(build(knobs(name), values))
+    recipe = chosen.build(Absorbing() if process is None else process, **own)
+    fewest = FEWEST if chosen.law == LIMIT else 1
+    return Sampler(recipe.kernel, common, recipe.clock, recipe.wrap, grid, fewest)
+
+
+def _split(settings: Any) -> tuple[Common, dict[str, Any]]:
+    """The settings every sampler takes, checked, and the preset's own knobs."""
+    own = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    return Common(**{f.name: own.pop(f.name) for f in dataclasses.fields(Common)}), own
