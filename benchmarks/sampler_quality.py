@@ -98,6 +98,20 @@ def main(argv: Sequence[str]) -> None:
                 {"figure": f"{name}, {calls} evaluations, {key}", "value": value, "unit": units.get(key, "share")}
                 for key, value in found.items()
             ]
+    for cache in ("unchanged", "approximate_prefix", "approximate_dual"):
+        plain, cached = (
+            sampler("entropy", process, steps=32, block=8, cache=name)(ModelDenoiser(model), batch, settings.seed)
+            for name in ("none", cache)
+        )
+        same = (plain[0].tokens == cached[0].tokens)[:, 1:]
+        found = molecules(rows.to_text(tokenizer, layout, cached[0].tokens), known)
+        agreement = {"tokens": float(same.double().mean()), "rows": float(same.all(1).double().mean())}
+        agreement |= {"valid": found["valid"], "positions fed, of uncached": cached[1].fed / plain[1].fed}
+        print(f"{cache:>24}: " + ", ".join(f"{key} {value:.3f}" for key, value in agreement.items()), flush=True)
+        figures += [
+            {"figure": f"cache {cache}, blocks of 8, as without a cache: {key}", "value": value, "unit": "share"}
+            for key, value in agreement.items()
+        ]
     if settings.save and not settings.only:
         record("sampler_quality", figures, data="qm9_smiles", seeds=[settings.seed])
 

@@ -167,3 +167,22 @@ def test_refusals_before_the_first_forward(model, monkeypatch):
     with pytest.raises(ValueError, match="Absorbing"):
         make("confidence", Uniform())
     assert isinstance(make_batch(LAYOUT, blank).layout, Layout)
+
+
+def test_greedy_samplers_rank_by_what_the_network_knows():
+    """One-hot predictions would make every position equally sure: all committed at once, or in reading order."""
+    law, rows = toy(), 3
+    denoiser, batch = law.denoiser(Absorbing()), law.batch(rows, given={2: 1})
+    for name in ("fast_dllm", "fast_dllm_factor", "klass"):
+        _, info = make(name, steps=3)(denoiser, batch)
+        assert info.nfe == 3, name  # no prediction of the toy passes 0.9
+    x, masked = batch.tokens.clone(), ~batch.given
+    for _ in range(3):  # LLaDA's loop, row by row
+        p = law.posterior(torch.where(masked, 3, x), torch.tensor(0.5, dtype=torch.float64), Absorbing()).exp()
+        for row in range(rows):
+            best = max((i for i in range(4) if masked[row, i]), key=lambda i, row=row: float(p[row, i].max()))
+            x[row, best], masked[row, best] = int(p[row, best].argmax()), False
+    state, _ = make("llada", steps=3)(denoiser, batch)
+    assert torch.equal(state.tokens, x)
+    order = [int((s.committed & ~batch.given)[0].sum()) for s, _ in make("llada", steps=3).iterate(denoiser, batch)]
+    assert order == [0, 1, 2, 3]

@@ -132,18 +132,21 @@ class Process:
         stay, back = (1.0, 0.0) if self.mask_absorbing else (step.keep + step.mask, step.token)
         to_mask = column(torch.where(is_mask, stay * early.mask, back * early.mask))
         keep, token = column(early.keep), column(early.token)
-        possible = torch.where(
-            other > 0, 1 / other, 0.0
-        )  # where x_t has one origin only, x0 = x_t, the others do not count
+        possible = torch.where(other > 0, 1 / other, 0.0)  # 0: x_t has one origin only, x0 = x_t
         p = log_x0.exp()
         p_here = p.gather(-1, here)
         weight_here = torch.where(p_here > 0, p_here / (other + kept), 0.0)
-        law = (p * possible).scatter_(-1, here, weight_here)
-        total = law.sum(-1, keepdim=True)
-        law = law.mul_(into * keep).add_(into * token * total)
-        law = law.scatter_(-1, here, (into + stays) * (keep * weight_here + token * total))
-        law = torch.cat([law, to_mask * total], -1)
-        return safe_log(law) if law.requires_grad else law.log_()
+        rest = p.scatter(-1, here, 0.0) if p.requires_grad else p.scatter_(-1, here, 0.0)
+        total = possible * rest.sum(-1, keepdim=True) + weight_here  # not by 1 - p_here, which may round to nothing
+        law_here = (into + stays) * (keep * weight_here + token * total)
+        slope, shift = possible * into * keep, into * token * total
+        if p.requires_grad:
+            law = torch.addcmul(shift, rest, slope).scatter(-1, here, law_here)
+            return safe_log(torch.cat([law, to_mask * total], -1))
+        law = p.new_empty(*p.shape[:-1], size + 1)
+        torch.addcmul(shift, rest, slope, out=law[..., :size])
+        law[..., size:] = to_mask * total
+        return law.scatter_(-1, here, law_here).log_()
 
     def hold(self, x: Tensor, t: float | Tensor, s: float | Tensor, alphabet: int | Alphabet) -> Tensor:
         """min over x0 of q(x_s = x_t | x_t, x0): the chance, known without a network, that a position stays."""
