@@ -141,10 +141,10 @@ class Process:
         law_here = (into + stays) * (keep * weight_here + token * total)
         slope, shift = possible * into * keep, into * token * total
         if p.requires_grad:
-            law = torch.addcmul(shift, rest, slope).scatter(-1, here, law_here)
+            law = (rest * slope + shift).scatter(-1, here, law_here)
             return safe_log(torch.cat([law, to_mask * total], -1))
         law = p.new_empty(*p.shape[:-1], size + 1)
-        torch.addcmul(shift, rest, slope, out=law[..., :size])
+        torch.mul(rest, slope, out=law[..., :size]).add_(shift)
         law[..., size:] = to_mask * total
         return law.scatter_(-1, here, law_here).log_()
 
