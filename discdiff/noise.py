@@ -90,8 +90,8 @@ class Noise:
         key = _fold(_fold(torch.full_like(sample, mix_int(seed)), _EPOCH, epoch), _EPOCH, sample)
         return cls(key, valid.long().cumsum(1) - 1)
 
-    def step(self, index: int) -> Noise:
-        """The noise of one step of the loop."""
+    def step(self, index: int | Tensor) -> Noise:
+        """The noise of one step of the loop, or of one step per row (batch,)."""
         return replace(self, key=_fold(self.key, _STEP, index))
 
     def child(self, index: int) -> Noise:

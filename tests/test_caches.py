@@ -122,8 +122,8 @@ class Fed:
 
 
 def pair(kind, kernel, batch, steps=8, model=MODEL, shift=False, **settings):
-    """Tokens and info without and with a cache, the latter's counts checked against what entered the network."""
-    plain, slow = sample(ModelDenoiser(model, shift=shift), kernel, batch, steps, **settings)
+    """Tokens and info, step by step, without and with a cache, the latter's counts checked against what was fed."""
+    plain, slow = sample(ModelDenoiser(model, shift=shift), kernel, batch, steps, callback=lambda *_: None, **settings)
     with Fed(model) as fed:
         cached, fast = sample(kind(ModelDenoiser(model, shift=shift)), kernel, batch, steps, **settings)
     assert (fast.nfe, fast.network_rows) == (fed.calls, fed.rows)

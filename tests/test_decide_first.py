@@ -151,13 +151,21 @@ def compare(process, kind="own", layout=TEXT, steps=12, given=False, clock=None,
     batch, clock = make(layout, given), clock or Shared()
     model, net, calls = denoiser(kind)
     grid = Grid.uniform(steps, rate=rate) if rate is not None else Grid.uniform(steps)
-    state, info = sample(model, Ancestral(process), batch, grid, seed=seed, clock=clock)
     expected, awake = plain_ancestral(net, process, batch, grid, seed, clock, kind)
-    assert torch.equal(state.batch.symbols(state.tokens), expected)
-    rows = awake.any(2)
-    assert info.head_rows == int(awake.sum()) and info.network_rows == int(rows.sum()) == sum(calls)
-    assert info.nfe == int(rows.any(1).sum()) == len(calls)
-    assert torch.equal(state.tokens[batch.given], batch.tokens[batch.given])
+    rows, absorbing = awake.any(2), isinstance(process, Absorbing)
+    for watch in (
+        lambda *step: None,
+        None,
+    ):  # step by step; then each row's k-th change in call k, where that is possible
+        calls.clear()
+        state, info = sample(model, Ancestral(process), batch, grid, seed=seed, clock=clock, callback=watch)
+        assert torch.equal(state.batch.symbols(state.tokens), expected)
+        assert info.head_rows == int(awake.sum()) and info.network_rows == int(rows.sum()) == sum(calls)
+        fewest = rows.sum(0).max() if absorbing and watch is None else rows.any(1).sum()
+        assert info.nfe == int(fewest) == len(calls)
+        assert torch.equal(state.tokens[batch.given], batch.tokens[batch.given])
+        ended = torch.where(batch.free, clock(batch, grid.times[-1]), 0.0)
+        assert torch.equal(state.time, ended) and torch.equal(state.committed, ~batch.free | (ended == 0))
     return info, batch
 
 

@@ -68,7 +68,7 @@ def test_caches_of_rows_of_their_own_length(pad):
         batch = prompts(layout, TEXTS, LENGTHS, pad=pad)
         for kernel in (Ancestral(), Commit(Sure())):
             (plain, slow), (cached, fast) = (
-                sample(d, kernel, batch, 9, seed=1, clock=FreeBlocks(2))
+                sample(d, kernel, batch, 9, seed=1, clock=FreeBlocks(2), callback=lambda *step: None)
                 for d in (ModelDenoiser(MODEL), kind(ModelDenoiser(MODEL)))
             )
             assert torch.equal(plain.tokens, cached.tokens) and fast.fed < slow.fed and fast.nfe == slow.nfe

@@ -20,7 +20,7 @@ class Denoiser(Protocol):
     """`(state, step) -> Prediction`; kind says what is predicted, own p(x0_i | x_t) or cavity p(x0_i | x_t without i).
 
     needs_time: the step's time matters to it. reads: names of `Step` fields it obeys. `start(batch)` gives the denoiser
-    of one run, which owns that run's cache.
+    of one run, which owns that run's cache; one that keeps nothing between calls returns itself.
     """
 
     @property

@@ -38,7 +38,8 @@ class Wrapper:
         return (*self.inner.reads, *self.obeys)
 
     def start(self, batch: TokenBatch) -> Denoiser:
-        return replace(self, inner=self.inner.start(batch))
+        inner = self.inner.start(batch)
+        return self if inner is self.inner else replace(self, inner=inner)
 
     def __call__(self, state: State, step: Step) -> Prediction:
         return self.inner(state, step).then(lambda logits, index: self.transform(logits, step))

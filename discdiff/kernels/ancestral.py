@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from discdiff.denoisers import inverse_cdf
-from discdiff.kernels.base import Asked, Kernel, arrive, ask, select
+from discdiff.kernels.base import Asked, Kernel, arrive, ask, reveal, select
 from discdiff.layout import TokenBatch
 from discdiff.noise import TOKEN, WAKE, Noise
 from discdiff.processes import Absorbing, Process
@@ -52,7 +52,26 @@ class Ancestral(Kernel):
         """A revealed token of an absorbing process never moves again."""
         return isinstance(self.process, Absorbing)
 
+    def init(self, state: State) -> State:
+        """What a schedule that ends above 0 leaves unmasked at time 1 is there to stay."""
+        stays = state.free & (state.tokens != state.batch.layout.vocab.mask)
+        return state._replace(committed=state.committed | stays) if self.final else state
+
+    def awake(self, state: State, step: Step, noise: Noise) -> Tensor | None:
+        """The masks that an absorbing process reveals in this step."""
+        if not self.final or not self.decide_first or step.score_power is not None:
+            return None
+        index = select(state.free & ~state.committed & (step.s < step.t))
+        return index[noise.uniform(WAKE, index) >= self._hold(sites(state, step, index), step)]
+
+    def move(self, denoiser: Any, state: State, step: Step, noise: Noise, index: Tensor) -> tuple[State, Info]:
+        state, info = reveal(denoiser, self, state, step, noise, index)
+        return arrive(state, step), info
+
     def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
+        known = self.awake(state, step, noise)
+        if known is not None:
+            return self.move(denoiser, state, step, noise, known)
         moving = state.free & (step.s < step.t)
         if self.final:
             moving = moving & ~state.committed
@@ -92,10 +111,9 @@ class Ancestral(Kernel):
         """x0 from the proposal, then the process's own step: nothing as wide as the vocabulary."""
         x, t, s, alphabet = place
         clean = self.proposal.draw(asked.prediction, asked.state, asked.index, asked.step, asked.noise)
-        out = x0 = asked.state.batch.symbols(clean.tokens, asked.index)
-        if not (self.final and self.decide_first):  # else all are awake masks, which an absorbing process reveals
-            out = self.process.step(x, x0, t, s, u, alphabet, asked.step.rate)
-            out = torch.where(_must_go(out, s, alphabet), x0, out)
+        x0 = asked.state.batch.symbols(clean.tokens, asked.index)
+        out = self.process.step(x, x0, t, s, u, alphabet, asked.step.rate)
+        out = torch.where(_must_go(out, s, alphabet), x0, out)
         return out, asked.info._replace(entropy=-clean.log_prob.mean(), ess=clean.ess)
 
     def _composed(self, asked: Asked) -> tuple[Tensor, Info]:

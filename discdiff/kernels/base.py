@@ -45,6 +45,16 @@ class Kernel:
     def init(self, state: State) -> State:
         return state
 
+    def awake(self, state: State, step: Step, noise: Noise) -> Tensor | None:
+        """Flat sites (n,) that the step commits, if that is known before the network is asked and whatever it said before.
+
+        A kernel that gives them has `move(denoiser, state, step, noise, index)`, too: the step, with those sites.
+        """
+        return None
+
+    def move(self, denoiser: Any, state: State, step: Step, noise: Noise, index: Tensor) -> tuple[State, Info]:
+        raise TypeError(f"{type(self).__name__} defines no move")
+
     def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
         raise TypeError(f"{type(self).__name__} defines no __call__")
 
@@ -97,6 +107,19 @@ def ask(denoiser: Any, process: Process, state: State, step: Step, noise: Noise,
     if denoiser.kind == "cavity":
         prediction = prediction.then(own_transform(process, state, step))
     return Asked(prediction, state, step, noise, index, prediction.info._replace(head_rows=len(index)))
+
+
+def reveal(denoiser: Any, kernel: Any, state: State, step: Step, noise: Noise, index: Tensor) -> tuple[State, Info]:
+    """Masked sites (n,) take the tokens that the kernel's proposal draws there, for good."""
+    if not len(index):
+        return state, Info()
+    asked = ask(denoiser, kernel.process, state, step, noise, index)
+    clean = kernel.proposal.draw(asked.prediction, asked.state, asked.index, asked.step, asked.noise)
+    shape = state.tokens.shape
+    tokens = state.tokens.reshape(-1).scatter(0, index, clean.tokens).view(shape)
+    committed = state.committed.reshape(-1).index_fill(0, index, True).view(shape)
+    info = asked.info._replace(committed=len(index), entropy=-clean.log_prob.mean(), ess=clean.ess)
+    return state._replace(tokens=tokens, committed=committed), info
 
 
 def own_transform(process: Process, state: State, step: Step) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from discdiff.kernels.base import Kernel, ask, select
+from discdiff.kernels.base import Kernel, reveal, select
 from discdiff.noise import ORDER, TIME, Noise
 from discdiff.processes import Absorbing
 from discdiff.proposals import Factorised, Proposal
@@ -43,12 +43,5 @@ class FirstHitting(Kernel):
         time = torch.where(hidden, schedule.t_of_alpha(1 - reach), state.time)
         order = torch.where(hidden, noise.uniform(ORDER), torch.inf)
         first = (torch.zeros_like(hidden).scatter(1, order.argmin(1, keepdim=True), True) | (step.s <= 0)) & hidden
-        index = select(first)
-        if not len(index):
-            return state, Info()
-        asked = ask(denoiser, self.process, state, step._replace(t=time, s=time), noise, index)
-        clean = self.proposal.draw(asked.prediction, asked.state, asked.index, asked.step, asked.noise)
-        tokens = state.tokens.reshape(-1).scatter(0, index, clean.tokens).view(state.tokens.shape)
-        time = torch.where(first, 0.0, time)
-        state = state._replace(tokens=tokens, committed=state.committed | first, time=time)
-        return state, asked.info._replace(committed=len(index), entropy=-clean.log_prob.mean())
+        state, info = reveal(denoiser, self, state, step._replace(t=time, s=time), noise, select(first))
+        return state._replace(time=torch.where(first, 0.0, time)), info

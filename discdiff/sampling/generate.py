@@ -50,12 +50,9 @@ def generate(
         raise ValueError(
             f"rows have {len(batch.lead)} network slots, the model's max_length is {model.config.max_length}: shorten them"
         )
-    total, last = Info(), batch.tokens
-    for state, info in chosen.iterate(ModelDenoiser(model, kind=model.config.prediction), batch.to(model.device), seed):
-        last, total = state.tokens, total.merge(info)
-        if callback is not None:
-            callback(state, info)
-    return last, total
+    denoiser = ModelDenoiser(model, kind=model.config.prediction)
+    state, info = chosen(denoiser, batch.to(model.device), seed, callback)
+    return state.tokens, info
 
 
 def _batch(model: Any, tokens: Tensor) -> TokenBatch:

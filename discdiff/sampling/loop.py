@@ -13,12 +13,12 @@ from discdiff.kernels import Kernel, check_grid, prior_tokens
 from discdiff.layout import TokenBatch
 from discdiff.noise import Noise
 from discdiff.processes import check_layout
+from discdiff.sampling import ahead as rows_ahead
 from discdiff.sampling.grid import Grid, as_grid
 from discdiff.types import Info, State
 
 Seed = int | Sequence[int] | Tensor | torch.Generator
 LOOK_EVERY = 8  # steps between looks at the all-done flag, the loop's only read from the device
-ROUNDING = 1e-9  # no step of a grid is shorter: blocks of a clock meet to some 1e-15 only
 _START = -1  # the step number of the noise that draws the prior
 
 
@@ -31,11 +31,14 @@ def iterate(
     seed: Seed = 0,
     clock: Clock | None = None,
     latents: dict[str, Tensor] | None = None,
+    ahead: bool = False,
 ) -> Iterator[tuple[State, Info]]:
     """Yield (state, info) at the start and after every step of the grid.
 
     `batch.given` positions never move, the other free ones start from the kernel's prior. `seed` is an int, one int per
     row, or a torch.Generator; a row's tokens depend on its own seed alone. Errors come before the first network call.
+    ahead: where who moves is known before the network is asked, rows do not wait for one another: every call holds each
+    row's next change, tokens are the same, and a yield is a call instead of a step.
     """
     grid, clock = as_grid(grid), clock or Shared()
     _check(denoiser, kernel, batch, grid)
@@ -43,11 +46,16 @@ def iterate(
     state = kernel.init(_start(kernel, batch, noise.step(_START), dict(latents or {})))
     run = denoiser.start(batch)
     yield state, Info()
+    # a denoiser that starts as itself keeps nothing between calls, so its rows may be at different steps
+    free = ahead and run is denoiser and set(grid.used) <= {"rate"}
+    when = rows_ahead.plan(kernel, state, grid, clock, noise) if free else None
+    if when is not None:
+        yield from rows_ahead.run(kernel, run, state, grid, clock, noise, when)
+        return
     for step in grid:
         if kernel.final and step.index % LOOK_EVERY == 0 and bool((state.committed | ~state.free).all()):
             return
-        now = step._replace(t=state.time, s=_next(state.time, clock(state.batch, step.s)))
-        state, info = kernel(run, state, now, noise.step(step.index))
+        state, info = kernel(run, state, rows_ahead.towards(step, state, clock), noise.step(step.index))
         yield state, info
 
 
@@ -60,9 +68,19 @@ def sample(
     callback: Callable[[State, Info], None] | None = None,
     **settings: Any,
 ) -> tuple[State, Info]:
-    """Run to the end: the last state and the added-up info. `callback(state, info)` sees every step, changes nothing."""
+    """Run to the end: the last state and the added-up info. `callback(state, info)` sees every step, changes no token.
+
+    Without one, rows do not wait for one another where that is possible (`ahead`): the network calls are fewer and fuller.
+    """
+    return last(iterate(denoiser, kernel, batch, grid, ahead=callback is None, **settings), callback)
+
+
+def last(
+    run: Iterator[tuple[State, Info]], callback: Callable[[State, Info], None] | None = None
+) -> tuple[State, Info]:
+    """The last state of a run and its added-up info."""
     total = Info()
-    for state, info in iterate(denoiser, kernel, batch, grid, **settings):
+    for state, info in run:
         total = total.merge(info)
         if callback is not None:
             callback(state, info)
@@ -74,12 +92,6 @@ def _start(kernel: Kernel, batch: TokenBatch, noise: Noise, latents: dict[str, T
     time = batch.free.double()
     state = State(batch.tokens, batch.given, batch.valid, ~batch.free, time, rows, batch, latents, {})
     return state._replace(tokens=prior_tokens(kernel.process, state, noise))
-
-
-def _next(time: Tensor, s: Tensor) -> Tensor:
-    """Times after a step: none rises, and rounding neither starts a position early nor leaves one just short of 0."""
-    s = torch.where(s < ROUNDING, 0.0, torch.minimum(time, s))
-    return torch.where((s > 0) & (time - s < ROUNDING), time, s)
 
 
 def _check(denoiser: Any, kernel: Kernel, batch: TokenBatch, grid: Grid) -> None:

@@ -99,20 +99,25 @@ class Sampler:
     grid: Grid | None = None
     fewest: int = 1
 
-    def iterate(self, denoiser: Any, batch: TokenBatch, seed: loop.Seed = 0) -> Iterator[tuple[State, Info]]:
+    def iterate(
+        self, denoiser: Any, batch: TokenBatch, seed: loop.Seed = 0, ahead: bool = False
+    ) -> Iterator[tuple[State, Info]]:
         """The run, state by state; see `discdiff.iterate`."""
         grid = self.grid or Grid.uniform(self.common.steps or max(int(batch.free.sum(1).max()), self.fewest))
         inner = self.common.inside(denoiser)
         inner = inner if self.wrap is None else self.wrap(inner)
-        kernel = self.common.around(self.kernel)
-        return loop.iterate(self.common.outside(inner), kernel, batch, grid, seed=seed, clock=self.clock)
+        kernel, outer = self.common.around(self.kernel), self.common.outside(inner)
+        return loop.iterate(outer, kernel, batch, grid, seed=seed, clock=self.clock, ahead=ahead)
 
-    def __call__(self, denoiser: Any, batch: TokenBatch, seed: loop.Seed = 0) -> tuple[State, Info]:
-        """The last state and what the whole run cost."""
-        total = Info()
-        for now, info in self.iterate(denoiser, batch, seed):
-            state, total = now, total.merge(info)
-        return state, total
+    def __call__(
+        self,
+        denoiser: Any,
+        batch: TokenBatch,
+        seed: loop.Seed = 0,
+        callback: Callable[[State, Info], None] | None = None,
+    ) -> tuple[State, Info]:
+        """The last state and what the whole run cost; see `discdiff.sample`."""
+        return loop.last(self.iterate(denoiser, batch, seed, ahead=callback is None), callback)
 
 
 def preset(name: str) -> Preset:
