@@ -179,9 +179,11 @@ def test_joint_proposals_see_all_unknown_positions(process):
         assert kernel.decide_first == (not proposal.joint)
     for (before, _), (state, info), (other, more) in zip(runs[1], runs[0][1:], runs[1][1:]):
         assert torch.equal(state.tokens, other.tokens)
+        assert more.network_rows == info.network_rows
         unknown = before.tokens == before.batch.layout.vocab.mask
-        every = int(unknown.sum()) if isinstance(process, Absorbing) else unknown.numel()
-        assert more.head_rows == (every if info.head_rows else 0)
+        busy = (unknown & (state.tokens != before.batch.layout.vocab.mask)).any(1, keepdim=True)
+        every = (unknown & busy).sum() if isinstance(process, Absorbing) else unknown.shape[1] * info.network_rows
+        assert more.head_rows == int(every)
 
 
 # -- ReMDM-conf --------------------------------------------------------------------------------------------------------

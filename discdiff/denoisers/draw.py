@@ -81,6 +81,22 @@ def draw(logits: Tensor, uniform: Tensor, statistics: Sequence[str] = (), temper
     return Drawn(columns, log_prob, {name: _statistic(logits, top, weights, total, name) for name in statistics})
 
 
+def candidates(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """k columns of every row and their log probabilities, `(n, K), (n, k) -> (n, k), (n, k)`, from one pass over the logits.
+
+    Column j is the one `draw` gives for uniform j; the log probabilities are those of the law drawn from,
+    softmax(logits / temperature).
+    """
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True).expand(uniform.shape), torch.zeros_like(uniform)
+    top = logits.amax(-1, keepdim=True)
+    shifted = logits - top if temperature == 1 else (logits - top) / temperature
+    weights = shifted.exp()
+    cumulated = _cumulated(weights)
+    columns = torch.stack([_find(weights, cumulated, u) for u in uniform.unbind(1)], 1)
+    return columns, shifted.gather(-1, columns).double() - cumulated[:, -1:].log()
+
+
 def rank(logits: Tensor, statistic: str) -> Tensor:
     """How sure a prediction is, `(n, K) -> (n,)` float64, higher is surer: max p, p1 - p2, or -entropy in nats.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from discdiff.denoisers.draw import LOG_PROBS, Drawn, draw, rank
+from discdiff.denoisers.draw import LOG_PROBS, Drawn, candidates, draw, rank
 from discdiff.layout import TokenBatch
 from discdiff.noise import TOKEN, Noise
 from discdiff.types import Info
@@ -80,6 +80,18 @@ class Prediction:
             tokens[where], log_prob[where] = drawn.tokens, drawn.log_prob
             _fill(found, where, drawn.statistics)
         return Drawn(self.batch.ids(tokens, index), log_prob, found)
+
+    def candidates(self, index: Tensor, noise: Noise, count: int, stream: int = TOKEN) -> tuple[Tensor, Tensor]:
+        """`count` draws at each of the sites (n,): tokens (n, count), global ids, and log (n, count) of the law drawn from.
+
+        Draw j reads the stream `stream + j`: it is what `draw` gives there. The logits are made once for all of them.
+        """
+        uniform = torch.stack([noise.uniform(stream + j, index) for j in range(count)], 1)
+        tokens, log_prob = index.new_empty(uniform.shape), torch.empty_like(uniform)
+        for where, logits in self._walk(index):
+            tokens[where], log_prob[where] = candidates(logits, uniform[where], self.temperature)
+        ids = self.batch.ids(tokens.flatten(), index.repeat_interleave(count))
+        return ids.view(tokens.shape), log_prob
 
     def rank(self, index: Tensor, statistic: str) -> Tensor:
         """ "confidence", "margin" or "entropy" at the sites (n,) float64, higher is surer."""

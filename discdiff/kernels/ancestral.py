@@ -14,7 +14,7 @@ from discdiff.kernels.base import Asked, Kernel, arrive, ask, reveal, select
 from discdiff.layout import TokenBatch
 from discdiff.noise import TOKEN, WAKE, Noise
 from discdiff.processes import Absorbing, Process
-from discdiff.proposals import Factorised, Proposal
+from discdiff.proposals import Factorised, Proposal, needed
 from discdiff.types import Alphabet, Info, State, Step
 
 NEG_INF = float("-inf")
@@ -81,7 +81,7 @@ class Ancestral(Kernel):
         hold = self._hold(place, step)
         awake = u >= hold
         unsure = hold < 1 - 1e-12  # elsewhere the law is one-hot, whatever the network says
-        chosen = awake if self.decide_first and not composed else unsure & (awake.any() | composed)
+        chosen = unsure if composed else needed(self.proposal, state, step, index, awake, unsure)
         chosen = chosen.nonzero()[:, 0]
         if len(chosen):
             index, place, u = index[chosen], place.at(chosen), u[chosen]
@@ -114,7 +114,7 @@ class Ancestral(Kernel):
         x0 = asked.state.batch.symbols(clean.tokens, asked.index)
         out = self.process.step(x, x0, t, s, u, alphabet, asked.step.rate)
         out = torch.where(_must_go(out, s, alphabet), x0, out)
-        return out, asked.info._replace(entropy=-clean.log_prob.mean(), ess=clean.ess)
+        return out, clean.note(asked.info)
 
     def _composed(self, asked: Asked) -> tuple[Tensor, Info]:
         """The one-site log law over all symbols, changed by `site`, drawn by inverse CDF."""

@@ -118,8 +118,7 @@ def reveal(denoiser: Any, kernel: Any, state: State, step: Step, noise: Noise, i
     shape = state.tokens.shape
     tokens = state.tokens.reshape(-1).scatter(0, index, clean.tokens).view(shape)
     committed = state.committed.reshape(-1).index_fill(0, index, True).view(shape)
-    info = asked.info._replace(committed=len(index), entropy=-clean.log_prob.mean(), ess=clean.ess)
-    return state._replace(tokens=tokens, committed=committed), info
+    return state._replace(tokens=tokens, committed=committed), clean.note(asked.info)._replace(committed=len(index))
 
 
 def own_transform(process: Process, state: State, step: Step) -> Any:

@@ -27,7 +27,7 @@ from discdiff.kernels.strategies import (
 from discdiff.noise import MASK, WAKE, Noise
 from discdiff.processes import Absorbing, Dense, PerSegment, Process
 from discdiff.processes.base import ratio
-from discdiff.proposals import Factorised, Proposal
+from discdiff.proposals import Factorised, Proposal, needed
 from discdiff.types import Alphabet, Info, State, Step
 
 __all__ = [
@@ -108,12 +108,8 @@ def transition(
     here = _look(kernel, state, step, noise, index, share)
     size, process = here.alphabet.size, kernel.process
     awake = _each(process, here.alphabet, lambda p: _awake(p, here))
-    asking = awake
-    if kernel.proposal.joint:  # it weighs whole sequences: everything unknown of these sites is drawn together
-        unknown = _each(
-            process, here.alphabet, lambda p: (here.x == size) | _like(here.x, not isinstance(p, Absorbing))
-        )
-        asking = unknown & awake.any()
+    unknown = _each(process, here.alphabet, lambda p: (here.x == size) | _like(here.x, not isinstance(p, Absorbing)))
+    asking = needed(kernel.proposal, state, step, index, awake, unknown)
     x0 = torch.where(here.x == size, 0, here.x)  # never looked at where the site sleeps
     log_prob = torch.full(state.tokens.shape, -torch.inf, dtype=torch.float64, device=x0.device)
     wanted = index[asking]
@@ -122,7 +118,7 @@ def transition(
         clean = kernel.proposal.draw(asked.prediction, asked.state, asked.index, asked.step, asked.noise)
         x0 = x0.masked_scatter(asking, state.batch.symbols(clean.tokens, wanted))
         log_prob.view(-1)[wanted] = clean.log_prob.double()
-        info = asked.info._replace(entropy=-clean.log_prob.mean(), ess=clean.ess)
+        info = clean.note(asked.info)
     symbols = _each(process, here.alphabet, lambda p: _move(p, here, x0))
     done = _each(process, here.alphabet, lambda p: symbols != size if isinstance(p, Absorbing) else here.at.s <= 0)
     tokens = state.tokens.reshape(-1).scatter(0, index, state.batch.ids(symbols, index)).view(state.tokens.shape)

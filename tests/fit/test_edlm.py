@@ -9,12 +9,12 @@ import torch
 from discdiff import Ancestral, sample
 from discdiff.denoisers import inverse_cdf
 from discdiff.noise import ORDER, TOKEN
-from discdiff.proposals import Proposed
+from discdiff.proposals import Proposal, Proposed
 from discdiff.testing import noise_floor, total_variation, toy
 
 
 @dataclass(frozen=True)
-class Resampled:
+class Resampled(Proposal):
     energy: Callable
     k: int = 2
     joint: ClassVar[bool] = True
