@@ -6,6 +6,7 @@ A benchmark calls `record` with what it measured, so that nobody types a figure.
 such as ">= 0.96" or "<= 17".
 """
 
+import collections
 import importlib.metadata
 import json
 import math
@@ -23,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results"
 COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
+MANY = 4  # things that share a figure from which they get a table of their own
 FIELDS = {"name", "figures", "seeds", "data", "versions", "command", "date"}
 
 
@@ -161,11 +163,46 @@ def _load(path: Path) -> dict[str, Any]:
     return entry
 
 
+def _line(cells: Iterable[Any]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", r"\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """What a figure is of, and what it is: "8 steps, plain: valid" and "gibbs, 8 evaluations, valid" end in "valid"."""
+    head, mark, tail = name.rpartition(": ")
+    return (head, tail) if mark else tuple(name.rpartition(", ")[::2])  # type: ignore[return-value]
+
+
+def _wide(rows: list[Mapping[str, Any]]) -> tuple[list[str], set[str]]:
+    """Figures without a goal that several things share, as one table with a column for each; and their names."""
+    shared = collections.Counter(_parts(row["figure"])[1] for row in rows if row["goal"] is None)
+    chosen = [
+        r for r in rows if r["goal"] is None and all(_parts(r["figure"])) and shared[_parts(r["figure"])[1]] >= MANY
+    ]
+    columns = list(dict.fromkeys(_parts(row["figure"])[1] for row in chosen))
+    if len(columns) < 2:
+        return [], set()
+    table: dict[str, dict[str, str]] = {}
+    units: dict[str, set[str]] = {column: set() for column in columns}
+    for row in chosen:
+        of, what = _parts(row["figure"])
+        table.setdefault(of, {})[what] = _number(row["value"])
+        units[what].add(row["unit"])
+    heads = [c + (f" ({units[c].copy().pop()})" if len(units[c]) == 1 and units[c] != {""} else "") for c in columns]
+    lines = [_line(("", *heads)), "| --- |" + " ---: |" * len(columns)]
+    lines += [_line((of, *(found.get(column, "") for column in columns))) for of, found in table.items()]
+    return [*lines, ""], {row["figure"] for row in chosen}
+
+
 def _section(entry: Mapping[str, Any]) -> list[str]:
-    lines = [f"## {entry['name']}", "", "| figure | value | unit | goal |", "| --- | ---: | --- | --- |"]
-    for row in entry["figures"]:
-        cells = row["figure"], _number(row["value"]), row["unit"], _verdict(row)
-        lines.append("| " + " | ".join(str(cell).replace("|", r"\|").replace("\n", " ") for cell in cells) + " |")
+    wide, shown = _wide(entry["figures"])
+    lines = [f"## {entry['name']}", ""]
+    single = [row for row in entry["figures"] if row["figure"] not in shown]
+    if single:
+        lines += ["| figure | value | unit | goal |", "| --- | ---: | --- | --- |"]
+    for row in single:
+        lines.append(_line((row["figure"], _number(row["value"]), row["unit"], _verdict(row))))
+    lines += ["", *wide] if single and wide else wide
     facts = {
         "data": entry["data"],
         "seeds": ", ".join(str(seed) for seed in entry["seeds"]),
@@ -173,7 +210,8 @@ def _section(entry: Mapping[str, Any]) -> list[str]:
         "versions": ", ".join(f"{key} {value}" for key, value in entry["versions"].items()),
         "date": entry["date"],
     }
-    return [*lines, "", *(f"- {key}: {value}" for key, value in facts.items() if value), ""]
+    lines = lines if lines[-1] == "" else [*lines, ""]
+    return [*lines, *(f"- {key}: {value}" for key, value in facts.items() if value), ""]
 
 
 def page(folder: Path = FOLDER) -> str:

@@ -94,3 +94,17 @@ def test_results_page_is_what_the_generator_yields():
     assert path.read_text(encoding="utf-8") == results.page(), (
         "docs/results.md is out of date: python -m benchmarks.results"
     )
+
+
+def test_figures_that_several_things_share_become_columns(tmp_path):
+    named = [{"figure": f"{who}, {n} calls: {what}", "value": n, "unit": unit} for who in ("a", "b") for n in (4, 8)
+             for what, unit in (("valid", "share"), ("cost", "calls"))]  # fmt: skip
+    goals = [
+        {"figure": "a, 16 calls: valid", "value": 1, "goal": ">= 0.5"},
+        {"figure": "alone: valid more", "value": 3},
+    ]
+    results.record("toy", [*named, *goals], data="", seeds=[], folder=tmp_path / "results")
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert "|  | valid (share) | cost (calls) |" in lines and "| b, 8 calls | 8 | 8 |" in lines
+    assert "| a, 16 calls: valid | 1 |  | >= 0.5: reached |" in lines and "| alone: valid more | 3 |  |  |" in lines
+    assert len([line for line in lines if line.startswith("| ")]) == 10
