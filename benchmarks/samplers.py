@@ -292,10 +292,10 @@ def mask_and_replace(codes: int, length: int, repeats: int) -> list[dict]:
     denoiser, kernel = FunctionDenoiser(lambda state, step: logits), Ancestral(process)
 
     def posterior() -> Tensor:
-        return process.log_posterior(logits[0].log_softmax(-1), x[0], t, s)
+        return process.posterior(logits[0].softmax(-1), x[0], t, s)
 
     def draw_posterior(seed: int) -> Tensor:
-        return inverse_cdf(posterior().exp_(), Noise.seeded(seed, empty.valid).uniform(0)[0])
+        return inverse_cdf(posterior(), Noise.seeded(seed, empty.valid).uniform(0)[0])
 
     def draw_step(seed: int) -> State:
         return kernel(denoiser, state, step, Noise.seeded(seed, empty.valid))[0]
@@ -308,7 +308,7 @@ def mask_and_replace(codes: int, length: int, repeats: int) -> list[dict]:
         noise = torch.Generator().manual_seed(seed)
         return public_loops.mask_and_replace(theirs[0], log_x, coefficients, noise)
 
-    apart = (public_step(0)[1][0].T.exp() - posterior().exp()).abs().sum(-1).amax()
+    apart = (public_step(0)[1][0].T.exp() - posterior()).abs().sum(-1).amax()
     ways = {"posterior": draw_posterior, "draw": draw_step, "public": public_step}
     times = {name: cpu_seconds(function, repeats) for name, function in ways.items()}
     ratio = {name: statistics.median(a / b for a, b in zip(times["public"], times[name], strict=True)) for name in ways}

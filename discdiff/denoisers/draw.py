@@ -11,7 +11,7 @@ from torch import Tensor
 
 STATISTICS = ("confidence", "margin", "entropy")
 LOG_PROBS = "log_probs"  # the whole row as a statistic, (n, K) float32
-_BLOCK = 256
+_NARROW, _BLOCK = 256, 64  # columns up to which a row is cumulated whole, and columns of a block of a wider one
 
 
 class Drawn(NamedTuple):
@@ -35,7 +35,7 @@ def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
 def _cumulated(weights: Tensor) -> Tensor:
     """Float64 cumulated sums of a narrow row's columns, or of a wide row's blocks."""
     width = weights.shape[1]
-    if width <= _BLOCK:
+    if width <= _NARROW:
         return weights.double().cumsum(-1)
     whole = width - width % _BLOCK
     sums = weights[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
@@ -47,7 +47,7 @@ def _cumulated(weights: Tensor) -> Tensor:
 def _find(weights: Tensor, cumulated: Tensor, uniform: Tensor) -> Tensor:
     width = weights.shape[1]
     block = _first_above(cumulated, uniform)
-    if width <= _BLOCK:
+    if width <= _NARROW:
         return block
     edges = torch.nn.functional.pad(cumulated, (1, 0))  # of the blocks, from 0
     low, high = edges.gather(1, torch.stack([block, block + 1], 1)).unbind(1)
@@ -63,22 +63,44 @@ def _first_above(cumulated: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulated, target, right=True)[:, 0]
 
 
-def draw(logits: Tensor, uniform: Tensor, statistics: Sequence[str] = (), temperature: float = 1.0) -> Drawn:
+def draw(
+    logits: Tensor, uniform: Tensor, statistics: Sequence[str] = (), temperature: float = 1.0, owned: bool = False
+) -> Drawn:
     """Columns drawn from softmax(logits / temperature), `(n, K), (n,) -> Drawn`, in the logits' own precision (float32 or
     float64); 0 is the arg-max. The log probabilities and statistics are those of softmax(logits), whatever the temperature.
+    owned: the logits may be overwritten, which spares a copy as wide as the vocabulary.
     """
-    top, best = logits.max(-1, keepdim=True) if temperature == 0 else (logits.amax(-1, keepdim=True), None)
-    weights = (logits - top).exp_()
+    top, best = _arg_max(logits) if temperature == 0 else (logits.amax(-1, keepdim=True), None)
+    shifted = logits.sub_(top) if owned else logits - top
+    again = temperature not in (0, 1) or any(name in (LOG_PROBS, "entropy") for name in statistics)
+    weights = shifted.exp() if again else shifted.exp_()
     cumulated = _cumulated(weights)
     total = cumulated[:, -1]
     if best is not None:
-        columns = best[:, 0]
+        columns = best
     elif temperature == 1:
         columns = _find(weights, cumulated, uniform)
     else:
-        columns = inverse_cdf(((logits - top) / temperature).exp_(), uniform)
-    log_prob = (logits.gather(-1, columns[:, None]) - top)[:, 0].double() - total.log()
-    return Drawn(columns, log_prob, {name: _statistic(logits, top, weights, total, name) for name in statistics})
+        columns = inverse_cdf((shifted / temperature).exp_(), uniform)
+    chosen = shifted.gather(-1, columns[:, None])[:, 0].double()
+    log_prob = (chosen if again else chosen.log()) - total.log()
+    return Drawn(columns, log_prob, {name: _statistic(shifted, weights, total, name) for name in statistics})
+
+
+def _arg_max(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest value (n, 1) and its lowest column (n,); of a wide row the best block first, then the best inside it."""
+    width = logits.shape[1]
+    if width <= _NARROW:
+        top, column = logits.max(-1, keepdim=True)
+        return top, column[:, 0]
+    whole = width - width % _BLOCK
+    tops = logits[:, :whole].unflatten(1, (-1, _BLOCK)).amax(-1)
+    if whole < width:
+        tops = torch.cat([tops, logits[:, whole:].amax(-1, keepdim=True)], 1)
+    top, block = tops.max(-1, keepdim=True)
+    column = block * _BLOCK + torch.arange(_BLOCK, device=logits.device)
+    inside = logits.gather(1, column.clamp(max=width - 1)).where(column < width, -torch.inf)
+    return top, block[:, 0] * _BLOCK + inside.argmax(-1)
 
 
 def candidates(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -102,20 +124,20 @@ def rank(logits: Tensor, statistic: str) -> Tensor:
 
     "log_probs" is the whole row (n, K), float32.
     """
-    top = logits.amax(-1, keepdim=True)
-    weights = (logits - top).exp_()
-    return _statistic(logits, top, weights, _cumulated(weights)[:, -1], statistic)
+    shifted = logits - logits.amax(-1, keepdim=True)
+    weights = shifted.exp()
+    return _statistic(shifted, weights, _cumulated(weights)[:, -1], statistic)
 
 
-def _statistic(logits: Tensor, top: Tensor, weights: Tensor, total: Tensor, statistic: str) -> Tensor:
+def _statistic(shifted: Tensor, weights: Tensor, total: Tensor, statistic: str) -> Tensor:
     if statistic == "confidence":
         return 1 / total  # the largest weight is exp(0)
     if statistic == "margin":
         best = weights.topk(min(2, weights.shape[-1]), -1).values.double()
         return (best[:, 0] - best[:, -1]) / total if best.shape[-1] > 1 else torch.ones_like(total)
     if statistic == "entropy":
-        shifted = torch.where(weights > 0, logits - top, 0.0)
-        return (weights * shifted).sum(-1, dtype=torch.float64) / total - total.log()
+        finite = torch.where(weights > 0, shifted, 0.0)
+        return (weights * finite).sum(-1, dtype=torch.float64) / total - total.log()
     if statistic == LOG_PROBS:
-        return (logits - top - total.log()[:, None]).float()
+        return (shifted - total.log()[:, None]).float()
     raise ValueError(f"unknown statistic {statistic!r}: choose from {', '.join((*STATISTICS, LOG_PROBS))}")

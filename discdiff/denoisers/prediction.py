@@ -14,7 +14,8 @@ from discdiff.noise import TOKEN, Noise
 from discdiff.types import Info
 
 Logits = Callable[[Tensor, int], Tensor]
-"""(flat sites (n,), alphabet number) -> logits (n, K) over that alphabet's symbols, in layout order, extras last."""
+"""(flat sites (n,), alphabet number) -> logits (n, K) over that alphabet's symbols, in layout order, extras last; a tensor
+of its own each time, which a draw overwrites."""
 
 Transform = Callable[[Tensor, Tensor], Tensor]
 """(logits (n, K), flat sites (n,)) -> logits (n, K)."""
@@ -76,7 +77,7 @@ class Prediction:
         tokens, log_prob = torch.empty_like(index), uniform.new_empty(len(index))
         found = self._blank(index, statistics)
         for where, logits in self._walk(index):
-            drawn = draw(logits, uniform[where], statistics, self.temperature)
+            drawn = draw(logits, uniform[where], statistics, self.temperature, owned=True)
             tokens[where], log_prob[where] = drawn.tokens, drawn.log_prob
             _fill(found, where, drawn.statistics)
         return Drawn(self.batch.ids(tokens, index), log_prob, found)

@@ -118,35 +118,41 @@ class Process:
 
         Exact iff log_x0 is the own posterior p(x0_i | x_t); in log_x0's precision. Source: D3PM (arXiv 2107.03006) eq. 4.
         """
-        size = log_x0.shape[-1]
+        law = self.posterior(log_x0.exp(), x, t, s)
+        return safe_log(law) if law.requires_grad else law.log_()
+
+    def posterior(self, x0: Tensor, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
+        """p(x_s | x_t) itself, from probabilities `x0` of the clean token, `(..., K) -> (..., K + 1)`; see `log_posterior`."""
+        size = x0.shape[-1]
         t, s = as_time(t, x), as_time(s, x)
         step, early, late = self.transition(s, t, size), self.marginal(s, size), self.marginal(t, size)
         is_mask = x == size
         here = x.clamp(max=size - 1)[..., None]  # at a mask no column is special: `kept` is 0 there
 
-        def column(value: Tensor) -> Tensor:
-            return value.expand(x.shape).to(log_x0)[..., None]
+        def columns(*values: Any) -> tuple[Tensor, ...]:
+            wide = torch.stack([torch.as_tensor(value, device=x.device).expand(x.shape) for value in values])
+            return wide.to(x0)[..., None].unbind(0)
 
-        other, kept = column(torch.where(is_mask, late.mask, late.token)), column(torch.where(is_mask, 0.0, late.keep))
-        into, stays = column(torch.where(is_mask, step.mask, step.token)), column(torch.where(is_mask, 0.0, step.keep))
         stay, back = (1.0, 0.0) if self.mask_absorbing else (step.keep + step.mask, step.token)
-        to_mask = column(torch.where(is_mask, stay * early.mask, back * early.mask))
-        keep, token = column(early.keep), column(early.token)
+        other, kept, into, stays, to_mask, keep, token = columns(
+            torch.where(is_mask, late.mask, late.token),
+            torch.where(is_mask, 0.0, late.keep),
+            torch.where(is_mask, step.mask, step.token),
+            torch.where(is_mask, 0.0, step.keep),
+            torch.where(is_mask, stay * early.mask, back * early.mask),
+            early.keep,
+            early.token,
+        )
         possible = torch.where(other > 0, 1 / other, 0.0)  # 0: x_t has one origin only, x0 = x_t
-        p = log_x0.exp()
-        p_here = p.gather(-1, here)
-        weight_here = torch.where(p_here > 0, p_here / (other + kept), 0.0)
-        rest = p.scatter(-1, here, 0.0) if p.requires_grad else p.scatter_(-1, here, 0.0)
-        total = possible * rest.sum(-1, keepdim=True) + weight_here  # not by 1 - p_here, which may round to nothing
+        x0_here = x0.gather(-1, here)
+        weight_here = torch.where(x0_here > 0, x0_here / (other + kept), 0.0)
+        law = torch.nn.functional.pad(x0, (0, 1)).scatter_(-1, here, 0.0)  # the mask's column, and no x0 = x_t
+        total = possible * law.sum(-1, keepdim=True) + weight_here  # not by 1 - x0_here, which may round to nothing
         law_here = (into + stays) * (keep * weight_here + token * total)
         slope, shift = possible * into * keep, into * token * total
-        if p.requires_grad:
-            law = (rest * slope + shift).scatter(-1, here, law_here)
-            return safe_log(torch.cat([law, to_mask * total], -1))
-        law = p.new_empty(*p.shape[:-1], size + 1)
-        torch.mul(rest, slope, out=law[..., :size]).add_(shift)
-        law[..., size:] = to_mask * total
-        return law.scatter_(-1, here, law_here).log_()
+        law = law * slope + shift if x0.requires_grad else law.mul_(slope).add_(shift)
+        edges, ends = torch.cat([here, torch.full_like(here, size)], -1), torch.cat([law_here, to_mask * total], -1)
+        return law.scatter(-1, edges, ends) if x0.requires_grad else law.scatter_(-1, edges, ends)
 
     def hold(self, x: Tensor, t: float | Tensor, s: float | Tensor, alphabet: int | Alphabet) -> Tensor:
         """min over x0 of q(x_s = x_t | x_t, x0): the chance, known without a network, that a position stays."""
