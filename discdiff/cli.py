@@ -94,6 +94,8 @@ def _reader(hint: Any) -> Callable[[str], Any]:
         if text.lower() == "none" and type(None) in options:
             return None
         for kind in plain:
+            if kind is Any:
+                return text
             if kind is bool and text.lower() in ("true", "false", "1", "0", "yes", "no"):
                 return text.lower() in ("true", "1", "yes")
             if typing.get_origin(kind) is tuple or kind is tuple:

@@ -198,7 +198,9 @@ def test_candidates_are_one_pass_over_the_logits_and_one_call_of_the_energy():
         assert candidates.tokens.shape == (len(state.tokens), 5, 4) and t.shape == state.tokens.shape
         same = (candidates.tokens == state.tokens[:, None]) | candidates.drawn[:, None]
         assert same.all() and (candidates.tokens < 3).all() and not state.committed[candidates.drawn].any()
-        expected = joint.posterior(state.batch.symbols(state.tokens), t, Absorbing()).exp()[:, None].expand(-1, 5, -1, -1)
+        expected = (
+            joint.posterior(state.batch.symbols(state.tokens), t, Absorbing()).exp()[:, None].expand(-1, 5, -1, -1)
+        )
         chance = expected.gather(-1, candidates.tokens[..., None])[..., 0]
         assert torch.allclose(torch.where(candidates.drawn[:, None], chance, 1.0), candidates.log_prob.exp())
         calls.append(candidates.tokens[..., 0].numel())

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from discdiff.energy import TokenEnergy
 from discdiff.layout import Layout, Segment, VocabLayout, make_batch
 from discdiff.models import DiscDiffConfig, DiscDiffModel
 from discdiff.processes import Absorbing, Interpolating, MaskOrReplace, Uniform
@@ -13,7 +14,10 @@ from discdiff.sampling import CACHES, PRESETS, Common, Grid, Sampler, generate, 
 from discdiff.sampling.presets import EXACT, LIMIT
 from discdiff.testing import check_sampler, noise_floor, total_variation, toy
 
-NEEDED = {"token_critic": {"critic": lambda state, step: -(state.tokens * 7 % 5).double()}}
+NEEDED = {
+    "token_critic": {"critic": lambda state, step: -(state.tokens * 7 % 5).double()},
+    "edlm": {"energy": TokenEnergy(lambda tokens: (tokens * 7 % 5).double().sum(1))},
+}
 VOCAB = VocabLayout(text_size=7)
 LAYOUT = Layout(VOCAB, (Segment("text", "text", (12,)),))
 DRAWS = 6_000
@@ -64,7 +68,14 @@ def test_the_others_come_nearer_with_more_steps(name):
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("llada", {}), ("p2", {}), ("token_critic", {}), ("remdm_conf", {"eta": 0.9}), ("maskgit", {"noise": 0.0})],
+    [
+        ("llada", {}),
+        ("p2", {}),
+        ("token_critic", {}),
+        ("edlm", {}),
+        ("remdm_conf", {"eta": 0.9}),
+        ("maskgit", {"noise": 0.0}),
+    ],
 )
 def test_biased_ones_are_biased(name, more):
     """A sharper temperature than 1 is not the reason: these are run at 1."""
@@ -138,6 +149,7 @@ BAD = {
     ("ancestral", (("cache", "all"),)): "cache is 'all': choose from none, prefix",
     ("ancestral", (("guidance", float("nan")),)): "guidance is nan",
     ("dream", (("order", "best"),)): "order is 'best': choose from maskgit_plus",
+    ("edlm", ()): "energy is None: give",
     ("token_critic", ()): "critic is None: give a function",
     ("fast_dllm", (("tau", 0.0),)): "tau is 0.0",
     ("gibbs", (("calls", 0),)): "calls is 0",

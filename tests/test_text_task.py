@@ -23,6 +23,7 @@ from discdiff.sampling import PRESETS
 from discdiff.training import read_metrics, verify
 from tasks.text import __main__ as command
 from tasks.text import evaluate, rows
+from tasks.text.extras import load_energy
 from tasks.text.folder import load_model, load_task
 from tasks.text.quality import unigram_entropy
 from tasks.text.settings import Chosen, Network
@@ -128,7 +129,8 @@ def test_samples_are_printed_saved_and_played(run, tmp_path, capsys):
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "token_critic"])
 def test_every_sampler_fills_everything(run, name):
     model, layout, process = load_model(run / "model")
-    chosen = Chosen(name, {"steps": 8, "temperature": 0.5, "top_k": 5, "nucleus": 0.9})
+    parts = {"energy": load_energy(run, "twin")} if name == "edlm" else {}
+    chosen = Chosen(name, {"steps": 8, "temperature": 0.5, "top_k": 5, "nucleus": 0.9}, parts=parts)
     tokens = evaluate.generate(model, process, rows.blank(layout, 3), chosen)
     assert tokens.shape == (3, 33) and not (tokens == layout.vocab.mask).any()
     assert (tokens[:, 0] == layout.vocab.special("BOS")).all()

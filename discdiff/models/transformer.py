@@ -131,13 +131,17 @@ class DiscDiffModel(PreTrainedModel):
         columns: Tensor | None = None,
         cache: KVCache | None = None,
         store: bool = False,
+        inputs: Tensor | None = None,
     ) -> Tensor:
-        """(batch, slots, width) after the last norm; `forward` without its checks and extras."""
+        """(batch, slots, width) after the last norm; `forward` without its checks and extras.
+
+        inputs (batch, slots, width): what enters the first block in place of the embedded tokens of the batch.
+        """
         lead = batch.lead if columns is None else batch.lead[columns]
         slot = (batch.slot[:1] if batch.unrestricted else batch.slot)[:, lead]
         attend = self._attend(batch, columns, cache, store)
         condition = None if self.time is None or time is None else self.time(_at_slots(time, batch.tokens, lead))
-        x = self.inputs(self.embed, batch, columns)
+        x = self.inputs(self.embed, batch, columns) if inputs is None else inputs
         cos, sin = rotary(batch, slot, self.config.head_dim, self.config.rope_theta, x.dtype)
         for block in self.blocks:
             x = block(x, condition, Shared(cos, sin, attend))

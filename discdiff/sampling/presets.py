@@ -14,6 +14,7 @@ from discdiff.clocks import Clock, Plateau
 from discdiff.config import checked
 from discdiff.correctors import Budget, Gibbs, Informed, Renoise
 from discdiff.denoisers import Sharpen
+from discdiff.energy import EnergyResampled
 from discdiff.kernels import Ancestral, Chain, Commit, FirstHitting, Kernel
 from discdiff.kernels.remask import Remask
 from discdiff.kernels.remdm_conf import RemaskConf
@@ -117,6 +118,19 @@ def token_critic(process: Any, critic: Any = None, noise: float = 1.0) -> Recipe
     return Recipe(Replan(Annealed(Critic(critic), noise), CosineMD4(), process=process))
 
 
+def edlm(
+    process: Process,
+    energy: Any = None,
+    k: int = 2,
+    window: float = 1.0,
+    energy_temperature: float = 1.0,
+    block: int = 0,
+) -> Recipe:
+    """Ancestral steps whose clean tokens are chosen together, among k candidates, by an energy."""
+    checked("energy", energy, callable(energy), "give (candidates, state, t) -> (batch, k), low is good")
+    return Recipe(Ancestral(process, EnergyResampled(energy, k, window, energy_temperature)), _blocks(block))
+
+
 def remdm_switch(process: Process, eta: float = 0.02, t_switch: float = 0.5) -> Recipe:
     return Recipe(Remask(process, Switch(Cap(eta), t_switch)))
 
@@ -181,6 +195,7 @@ PRESETS: dict[str, Preset] = {
         "path planning: all positions ranked by the network itself, the worst masked again",
     ),
     "token_critic": Preset(token_critic, BIASED, "2209.04439", "all positions ranked by a critic"),
+    "edlm": Preset(edlm, BIASED, "EDLM 2410.21357", "ancestral, whole candidates re-weighted by an energy"),
     "remdm_cap": Preset(
         lambda process, eta=0.02: Recipe(Remask(process, Cap(eta))), LIMIT, "2503.00307", "re-masking, capped chance"
     ),

@@ -1,9 +1,11 @@
-"""python -m tasks.text train|sample|evaluate: text diffusion on your own corpus.
+"""python -m tasks.text train|sample|evaluate|energy|distill: text diffusion on your own corpus.
 
 python -m tasks.text train --source book.txt --steps 5000 --out runs/book
 python -m tasks.text sample runs/book --count 4 --sampler remdm_cap --sampler.steps 64 --sampler.eta 0.04
 python -m tasks.text sample runs/book --infill "It was the ____ of times"
 python -m tasks.text evaluate runs/book
+python -m tasks.text distill runs/book --steps 8        # a schedule of few steps, for sample --grid kl_8
+python -m tasks.text energy runs/book --steps 2000      # a critic of whole rows, for --sampler edlm --sampler.energy learned
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from discdiff.sampling import knobs
 from discdiff.training import TrainingSettings
 from tasks.text import evaluate as quality
 from tasks.text import rows as text_rows
+from tasks.text.extras import load_energy, load_grid
 from tasks.text.folder import Trained, load_model, load_task, save_task
+from tasks.text.improve import distill, energy
 from tasks.text.infill import Infill
 from tasks.text.settings import Chosen, Corpus, Drawing, Judged, Method, Network, Output, Request
 from tasks.text.training import config_for, fit
@@ -56,7 +60,7 @@ def train(argv: Sequence[str]) -> None:
     for name, kind in (("model", process), *([("twin", None)] if method.twin else [])):
         print(f"training {folder / name}: {method.process if kind else 'autoregressive, same budget'}", flush=True)
         fit(layout, network, kind, training, train_rows, valid_rows, folder / name, resume="auto")
-    _evaluate(folder, chosen["judged"], _chosen("train", [], Drawing()))
+    _evaluate(folder, chosen["judged"], _chosen("train", [], Drawing(), folder))
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -69,13 +73,15 @@ def _parse(command: str, argv: Sequence[str], sections: dict[str, type]) -> tupl
     """The settings of a command that samples from a folder, and its sampler."""
     inside, rest = take(argv, "sampler")
     chosen = parse(f"{PROG} {command}", rest, {**sections, "drawing": Drawing}, ("folder",))
-    return chosen, _chosen(command, inside, chosen["drawing"])
+    return chosen, _chosen(command, inside, chosen["drawing"], Path(chosen["folder"]))
 
 
-def _chosen(command: str, flags: Sequence[str], drawing: Drawing) -> Chosen:
+def _chosen(command: str, flags: Sequence[str], drawing: Drawing, folder: Path) -> Chosen:
     prog = f"{PROG} {command} --sampler {drawing.sampler}"
     given = parse(prog, flags, {"sampler": knobs(drawing.sampler)}, prefix="sampler.")["sampler"]
-    return Chosen(drawing.sampler, asdict(given), drawing.sample_seed)
+    named, grid = asdict(given), load_grid(folder, drawing.grid)
+    parts = {"energy": load_energy(folder, named["energy"])} if isinstance(named.get("energy"), str) else {}
+    return Chosen(drawing.sampler, named, drawing.sample_seed, grid, parts)
 
 
 def _evaluate(folder: Path, judged: Judged, sampler: Chosen) -> None:
@@ -100,7 +106,7 @@ def _evaluate(folder: Path, judged: Judged, sampler: Chosen) -> None:
             part |= quality.judge(text_rows.judged_rows(twin.layout, tokens, corpus.ends), twin.model)
         part |= quality.diversity(text_rows.judged_rows(trained["model"].layout, tokens, corpus.ends))
     finite = {name: {k: v if math.isfinite(v) else None for k, v in part.items()} for name, part in figures.items()}
-    report = {**finite, "judged": asdict(judged), "sampler": {**sampler._asdict(), "knobs": dict(sampler.knobs)}}
+    report = {**finite, "judged": asdict(judged), "sampler": sampler.to_dict()}
     (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"{'':>24}" + "".join(f"{name:>12}" for name in figures))
     for key in dict.fromkeys(key for part in figures.values() for key in part):
@@ -149,4 +155,5 @@ def sample(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     disable_progress_bar()  # of reading and writing weights
-    sys.exit(guarded(commands(PROG, {"train": train, "sample": sample, "evaluate": evaluate})))
+    improve = {"energy": partial(energy, f"{PROG} energy"), "distill": partial(distill, f"{PROG} distill")}
+    sys.exit(guarded(commands(PROG, {"train": train, "sample": sample, "evaluate": evaluate, **improve})))

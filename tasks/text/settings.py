@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 from discdiff.config import checked
 from discdiff.processes import Absorbing, Interpolating, MaskOrReplace, Process, Uniform
-from discdiff.sampling import Sampler, preset, sampler
+from discdiff.sampling import Grid, Sampler, preset, sampler
 from discdiff.schedules import SCHEDULES
 from tasks.text.sources import EMBEDDED, HUB, Source
 
@@ -119,25 +120,36 @@ class Output:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How to sample: a name of `discdiff.PRESETS`, its knobs given as --sampler.KNOB (docs/samplers.md), and a seed."""
+    """How to sample: a name of `discdiff.PRESETS`, its knobs given as --sampler.KNOB (docs/samplers.md), and a seed.
+
+    grid: name of a schedule that `distill` saved, in place of equal steps.
+    """
 
     sampler: str = "ancestral"
     sample_seed: int = 0
+    grid: str = ""
 
     def __post_init__(self) -> None:
         preset(self.sampler)
 
 
 class Chosen(NamedTuple):
-    """A sampler by its name and knobs, and the seed of its run."""
+    """A sampler by its name and knobs, and the seed of its run; parts are knobs that are no plain data, such as an energy."""
 
     name: str = "ancestral"
     knobs: Mapping[str, Any] = MappingProxyType({})
     seed: int = 0
+    grid: Grid | None = None
+    parts: Mapping[str, Any] = MappingProxyType({})
 
     def build(self, process: Process) -> Sampler:
         """The sampler of a model with that process. Raises ValueError where the sampler needs another."""
-        return sampler(self.name, process, **self.knobs)
+        return sampler(self.name, process, self.grid, **{**self.knobs, **self.parts})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        grid = None if self.grid is None else json.loads(self.grid.to_json())
+        return {"name": self.name, "knobs": dict(self.knobs), "seed": self.seed, "grid": grid}
 
 
 @dataclass(frozen=True)
