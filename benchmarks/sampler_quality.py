@@ -19,6 +19,7 @@ from benchmarks.qm9 import DATA, molecules
 from benchmarks.results import record
 from discdiff.cli import guarded, parse
 from discdiff.denoisers import ModelDenoiser
+from discdiff.energy import AutoregressiveEnergy, model_log_probs
 from discdiff.metrics import distinct, unigram_entropy
 from discdiff.models import DiscDiffModel
 from discdiff.sampling import PRESETS, process_of, sampler
@@ -81,9 +82,13 @@ def main(argv: Sequence[str]) -> None:
     heads = ("nfe", "valid", "unique", "novel", "entropy", "distinct_2", "nats")
     print(f"{'':>24}" + "".join(f"{head:>11}" for head in heads))
     for name in [settings.only] if settings.only else PRESETS:
-        if name == "token_critic" and critic is None:
+        if name in ("token_critic", "edlm") and critic is None:
             continue
-        more = {"critic": critic} if name == "token_critic" else SETTINGS.get(name, {})
+        more = SETTINGS.get(name, {})
+        if name == "token_critic":
+            more = {"critic": critic}
+        if name == "edlm":
+            more = {"energy": AutoregressiveEnergy(model_log_probs(critic.model), carry_over=False)}
         for calls in EVALUATIONS:
             steps = max(1, calls // CALLS_PER_STEP.get(name, 1))
             chosen = sampler(name, process, steps=steps, temperature=settings.temperature, **more)

@@ -1,9 +1,8 @@
 """Our samplers against plain restatements of the public loops (`benchmarks.public_loops`), on the same weights.
 
-    python -m benchmarks.samplers [--repeats 5]      # Linux; writes docs/results/samplers.json; an hour
-    python -m benchmarks.samplers --quick true [--steps 16]      # prints a part of it, five minutes
+    python -m benchmarks.samplers [--parts posterior,ragged] [--repeats 5] [--steps 16]      # Linux; all of it 40 minutes
 
-One thread, both in turn in one process; a ratio is the median over the rounds of the other's CPU seconds divided by ours,
+Every part writes docs/results/samplers_PART.json. One thread, both in turn in one process; a ratio is the median over the rounds of the other's CPU seconds divided by ours,
 which other work on the machine hardly moves. Memory: each loop in a process of its own, two steps, highest resident size
 minus the resident size before. The network is time: the trunk and the head rows that were asked; the rest is outside.
 """
@@ -331,46 +330,66 @@ def _logs(process: Any, s: float, t: float, codes: int) -> tuple[float, float, f
     return tuple(v.log().item() for v in (kept, moved, masked, 1 - masked))  # type: ignore[return-value]
 
 
-def figures(repeats: int, steps: int, quick: bool) -> list[dict]:
-    few, job = 1 if quick else repeats, Job(steps=steps)
+def posterior(repeats: int, steps: int) -> list[dict]:
+    """Mask-and-replace steps from given logits."""
+    return [row for codes, length in ((1024, 256), (4096, 1024)) for row in mask_and_replace(codes, length, repeats)]
+
+
+def single(repeats: int, steps: int) -> list[dict]:
+    """One row of 256 positions, at `steps` and at four times as many."""
+    job = Job(steps=steps)
     llada = replace(job, loop="low_confidence")
-    rows = [row for codes, length in ((1024, 256), (4096, 1024)) for row in mask_and_replace(codes, length, repeats)]
-    rows += speed(replace(job, vocab=NARROW), few, None, bare="<= 0.03")
+    rows = speed(replace(job, vocab=NARROW), repeats, None, bare="<= 0.03")
     rows += speed(job, repeats, ">= 3.5", trunk="<= 0.05")
     rows += speed(llada, repeats, ">= 3.5", trunk="<= 0.05")
     rows += speed(replace(llada, temperature=0.0), repeats, ">= 1.7", trunk="<= 0.05")
     rows += speed(replace(job, loop="threshold"), repeats, ">= 3.5", trunk="<= 0.05")
-    rows += speed(Job(rows=8, length=64, steps=128, vocab=NARROW), few, ">= 2.4")
-    if quick:
-        return rows
-    for one in (job, llada):
-        rows += memory(replace(one, rows=8))
-        rows += speed(replace(one, rows=8), repeats, ">= 5")
-        rows += speed(replace(one, length=1024), repeats, ">= 3")
+    for one in (job, llada, replace(llada, temperature=0.0)):
         rows += speed(replace(one, steps=4 * steps), 1, None)
-    return rows + speed(replace(llada, temperature=0.0, steps=4 * steps), 1, None)
+    return rows
+
+
+def ragged(repeats: int, steps: int) -> list[dict]:
+    """Short rows and many steps: rows that change nothing are not fed."""
+    return speed(Job(rows=8, length=64, steps=128, vocab=NARROW), repeats, ">= 2.4")
+
+
+def batched(repeats: int, steps: int) -> list[dict]:
+    """Eight rows of 256 positions, and what they take of memory."""
+    rows = []
+    for loop in ("ancestral", "low_confidence"):
+        job = Job(loop, rows=8, steps=steps)
+        rows += memory(job) + speed(job, repeats, ">= 5")
+    return rows
+
+
+def long(repeats: int, steps: int) -> list[dict]:
+    """One row of 1024 positions."""
+    return [row for loop in LONG for row in speed(Job(loop, length=1024, steps=steps), repeats, ">= 3")]
+
+
+LONG = ("ancestral", "low_confidence")
+PARTS = {part.__name__: part for part in (posterior, single, ragged, batched, long)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of them, with commas between")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--quick", choices=("true", "false"), default="false", help="short runs, twice; nothing is written"
-    )
     args = parser.parse_args()
+    unknown = set(args.parts.split(",")) - set(PARTS)
+    if unknown:
+        raise SystemExit(f"unknown parts {sorted(unknown)}: choose from {', '.join(PARTS)}")
     if sys.platform != "linux":
         raise SystemExit("the memory of a process is read from /proc: run this on Linux")
     torch.set_num_threads(1)
-    if args.quick == "true":
-        for row in figures(2, args.steps, True):
-            print(row["figure"], "=", f"{row['value']:.4g}", row["unit"], f"({row['goal']})" if row["goal"] else "")
-        return
     data = (
         "random weights, 8 layers x 512, float32 on one CPU thread, CPU seconds; prompts of random tokens; rounds: "
         f"{args.repeats}, 1 for {4 * args.steps} steps"
     )
-    record("samplers", figures(args.repeats, args.steps, False), data=data, seeds=range(args.repeats))
+    for name in args.parts.split(","):
+        record(f"samplers_{name}", PARTS[name](args.repeats, args.steps), data=data, seeds=range(args.repeats))
 
 
 if __name__ == "__main__":
