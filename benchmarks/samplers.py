@@ -3,8 +3,9 @@
     python -m benchmarks.samplers [--parts posterior,ragged] [--repeats 5] [--steps 16]      # Linux; all of it 40 minutes
 
 Every part writes docs/results/samplers_PART.json. One thread, both in turn in one process; a ratio is the median over the
-rounds of the other's CPU seconds divided by ours, which other work moves little but for large batches. Memory: each loop in a process of its own, two steps, highest resident size
-minus the resident size before. The network is time: the trunk and the head rows that were asked; the rest is outside.
+rounds of the other's CPU seconds divided by ours, which other work moves little but for large batches. Memory: each loop in
+a process of its own, two steps, highest resident size minus the resident size before. The network is time: the trunk and
+the head rows that were asked; the rest is outside.
 """
 
 import argparse
