@@ -87,9 +87,10 @@ class Bench:
             "small carry-over": (AutoregressiveEnergy(model_log_probs(small)), small),
             "autoregressive": (AutoregressiveEnergy(model_log_probs(large), carry_over=False), large),
         }
-        if (folder / "nce").exists():
-            learned = EnergyModel.from_pretrained(folder / "nce").eval()
-            self.energies["noise-contrastive"] = (LearnedEnergy(learned), learned)
+        for name, called in (("nce", "noise-contrastive"), ("nce_small", "small noise-contrastive")):
+            if (folder / name).exists():
+                learned = EnergyModel.from_pretrained(folder / name).eval()
+                self.energies[called] = (LearnedEnergy(learned), learned)
         self.known: set[str] = set()
         if settings.data == "molecules":
             with open(DATA / "train.csv") as file:
@@ -144,12 +145,14 @@ def settings_of(energies: Sequence[str]) -> list[Setting]:
     """The whole table for one energy, and at the steps of the goal the others in full."""
     whole = [Setting(s, FULL, k, w) for s in STEPS for k in CANDIDATES for w in WINDOWS]
     whole += [Setting(s, FULL, k, 1.0, 2.0) for s in GOAL_STEPS for k in (2, 4)]
-    return whole + [Setting(s, e, k) for e in energies if e != FULL for s in GOAL_STEPS for k in (2, 4)]
+    small = [e for e in energies if e.startswith("small") and e != FULL]
+    whole += [Setting(s, e, k) for e in small for s in GOAL_STEPS for k in CANDIDATES]
+    return whole + [Setting(s, e, k) for e in energies if e not in (FULL, *small) for s in GOAL_STEPS for k in (2, 4)]
 
 
 def is_wide(setting: Setting) -> bool:
     """Whether the goal is likely to be decided by it: measured on more samples."""
-    return setting.steps in GOAL_STEPS and setting.energy in ("", FULL)
+    return setting.steps in GOAL_STEPS and (not setting.energy or setting.energy.startswith("small"))
 
 
 def better(one: dict[str, float], plain: dict[str, float]) -> bool:

@@ -19,18 +19,20 @@ from discdiff.energy import EnergyModel, NoiseContrastive
 from discdiff.models import DiscDiffModel
 from discdiff.training import DiffusionTrainer, TrainingSettings
 from tasks.text import rows
-from tasks.text.training import objective_for
+from tasks.text.training import config_for, objective_for
 
 
 @dataclass(frozen=True)
 class Nce:
     """data: molecules or text; models: folder of `benchmarks.halves`, "" is runs/halves/DATA; out: the energy's folder, ""
-    is `nce` beside the models; valid: held-out rows, 0 is all; save: record the figures.
+    is `nce` or `nce_small` beside the models; small: a network of an eighth of the denoiser's size, from random weights;
+    valid: held-out rows, 0 is all; save: record the figures.
     """
 
     data: str = "molecules"
     models: str = ""
     out: str = ""
+    small: bool = False
     steps: int = 1500
     batch_size: int = 64
     negatives: int = 1
@@ -57,10 +59,14 @@ def main(argv: Sequence[str]) -> None:
         warmup=min(100, settings.steps), ema=settings.ema, weight_decay=0.02, betas=(0.9, 0.98), optimizer="muon",
         bf16=True, compile=True, eval_batch_size=128, eval_draws=settings.draws, log_every=50, progress=False,
     )  # fmt: skip
-    out = Path(settings.out or models / "nce")
+    own = "nce_small" if settings.small else "nce"
+    out = Path(settings.out or models / own)
     process, half, _ = MODELS["absorbing"]
     denoiser = DiscDiffModel.from_pretrained(models / "absorbing").eval().requires_grad_(False)
-    energy = EnergyModel.from_denoiser(denoiser, settings.seed)
+    trunk = denoiser
+    if settings.small:
+        trunk = DiscDiffModel.seeded(config_for(layout, MODELS["energy_small"][2], process), settings.seed)
+    energy = EnergyModel.from_denoiser(trunk, settings.seed)
     objective = NoiseContrastive(denoiser, objective_for(process), settings.negatives)
     checkpoints = out.with_name(f"{out.name}_training")
     trainer = DiffusionTrainer(energy, training, objective, layout, Half(train, half), held, output_dir=checkpoints)
@@ -89,10 +95,10 @@ def main(argv: Sequence[str]) -> None:
     for figure in figures:
         print(figure, flush=True)
     if settings.save:
-        name, data = {"molecules": ("nce", "qm9_smiles"), "text": ("nce_text", "bible_kjv, 64 characters a row")}[
+        end, data = {"molecules": ("", "qm9_smiles"), "text": ("_text", "bible_kjv, 64 characters a row")}[
             settings.data
         ]
-        record(name, figures, data=f"{data}; trained on even rows, {len(held)} held-out rows", seeds=settings.seed)
+        record(own + end, figures, data=f"{data}; trained on even rows, {len(held)} held-out rows", seeds=settings.seed)
 
 
 if __name__ == "__main__":
