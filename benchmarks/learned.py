@@ -1,6 +1,6 @@
 """Learned schedules against hand-made and searched ones: total variation on the toy, and molecules judged by another model.
 
-    python -m benchmarks.learned [--count 600]      # needs RDKit, qm9_smiles and the models of benchmarks.halves
+    python -m benchmarks.learned [--parts toy,molecules]      # molecules: RDKit, qm9_smiles, models of benchmarks.halves
 
 Every schedule is fitted on one seed and judged on others. `kl` (times by dynamic programming over measured interval errors)
 is the learned sampler that is held against the goal; LSD and LSD+ stand beside it.
@@ -20,6 +20,7 @@ from benchmarks.halves import corpus
 from benchmarks.qm9 import DATA, molecules
 from benchmarks.results import record
 from discdiff.cli import guarded, parse
+from discdiff.config import checked
 from discdiff.denoisers import ModelDenoiser
 from discdiff.distill import fit, hand_made, jump_your_steps
 from discdiff.kernels import Ancestral
@@ -62,10 +63,11 @@ FITS: dict[str, Make] = {
 
 @dataclass(frozen=True)
 class Compared:
-    """models: folder of `benchmarks.halves`; count: molecules per figure; draws: toy samples per figure; rows: molecules
-    that a fit runs on.
+    """parts: toy, molecules or both; models: folder of `benchmarks.halves`; count: molecules per figure; draws: toy samples
+    per figure; rows: molecules that a fit runs on.
     """
 
+    parts: str = "toy,molecules"
     models: str = "runs/halves/molecules"
     count: int = 600
     draws: int = 100_000
@@ -165,13 +167,18 @@ def on_molecules(figures: Figures, settings: Compared) -> None:
 
 def main(argv: Sequence[str]) -> None:
     settings = parse("python -m benchmarks.learned", argv, {"compared": Compared})["compared"]
-    figures = Figures()
-    with torch.no_grad():
-        on_toy(figures, settings.draws, settings.seed)
-        on_molecules(figures, settings)
-    if settings.save:
-        data = "the exact toy; qm9_smiles: models on even rows, judge on odd rows"
-        record("learned", figures.rows, data=data, seeds=[settings.seed, settings.seed + 1])
+    parts = {
+        "toy": ("the exact toy", lambda figures: on_toy(figures, settings.draws, settings.seed)),
+        "molecules": ("qm9_smiles: models on even rows, judge on odd", lambda figures: on_molecules(figures, settings)),
+    }
+    for name in settings.parts.split(","):
+        checked("parts", name, name in parts, f"choose from {', '.join(parts)}")
+    for name in settings.parts.split(","):
+        (data, measure), figures = parts[name], Figures()
+        with torch.no_grad():
+            measure(figures)
+        if settings.save:
+            record(f"learned_{name}", figures.rows, data=data, seeds=[settings.seed, settings.seed + 1])
 
 
 if __name__ == "__main__":
