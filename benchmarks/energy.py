@@ -4,7 +4,8 @@
 
 Cost counts every network: parameters x positions x rows, in calls of the denoiser per sample. The judge is autoregressive
 and saw the other half of the rows. Settings are compared on one seed; what is best there is measured again, on more
-samples of another seed, beside the plain sampler that is given at least the same cost.
+samples of another seed, beside the plain sampler that is given at least the same cost: the setting that saves most of the
+judge's nats against it.
 """
 
 import csv
@@ -30,7 +31,7 @@ from discdiff.types import Info
 from tasks.text import evaluate, rows
 
 STEPS, CANDIDATES, WINDOWS = (4, 8, 16, 32, 64), (2, 4, 8, 16), (0.2, 1.0)
-PLAIN = (4, 8, 12, 16, 24, 32, 64)
+PLAIN = (4, 8, 12, 16, 24, 32, 64, 256)
 GOAL_STEPS = (8, 16)
 FULL = "small autoregressive"
 ENTROPY = 0.98  # a corrected sampler that loses more of the plain one's entropy does not count as better
@@ -39,7 +40,8 @@ ENTROPY = 0.98  # a corrected sampler that loses more of the plain one's entropy
 @dataclass(frozen=True)
 class Compared:
     """data: molecules or text; models: folder of `benchmarks.halves`, "" is runs/halves/DATA; count: samples per setting at
-    the steps of the goal, a third of it elsewhere and for other energies; final: of the best; batch: at a time.
+    the steps of the goal, a third of it elsewhere and for other energies; final: of the best,
+    drawn with final_seed; batch: at a time.
     """
 
     data: str = "molecules"
@@ -48,6 +50,7 @@ class Compared:
     final: int = 2000
     batch: int = 250
     seed: int = 1
+    final_seed: int = 3
     save: bool = True
 
 
@@ -161,6 +164,11 @@ def better(one: dict[str, float], plain: dict[str, float]) -> bool:
     return valid and one["nats"] < plain["nats"] and one["entropy"] >= ENTROPY * plain["entropy"]
 
 
+def margin(one: dict[str, float], plain: dict[str, float]) -> float:
+    """Share of the judge's nats saved."""
+    return 1 - one["nats"] / plain["nats"]
+
+
 def equal_cost(cost: float, plain: dict[Setting, dict[str, float]]) -> Setting:
     """The cheapest plain sampler that costs at least as much, else the one that costs most."""
     dear = [setting for setting, found in plain.items() if found["cost"] >= cost]
@@ -191,9 +199,10 @@ def main(argv: Sequence[str]) -> None:
         for steps in GOAL_STEPS:
             mine = {s: f for s, f in tried.items() if s.steps == steps}
             enough = {s: f for s, f in mine.items() if better(f, plain[equal_cost(f["cost"], plain)])}
-            best = min(enough or mine, key=lambda s: mine[s]["nats"])
+            gain = {s: margin(f, plain[equal_cost(f["cost"], plain)]) for s, f in (enough or mine).items()}
+            best = max(gain, key=gain.__getitem__)
             rival = equal_cost(mine[best]["cost"], plain)
-            again = {s: bench.measure(s, settings.final, settings.seed + 1) for s in (best, rival)}
+            again = {s: bench.measure(s, settings.final, settings.final_seed) for s in (best, rival)}
             name = f"goal at {steps} steps, other seed, {settings.final} samples"
             note(f"{name}, corrected ({best})", again[best])
             note(f"{name}, plain at no less cost ({rival})", again[rival])
@@ -204,7 +213,7 @@ def main(argv: Sequence[str]) -> None:
             settings.data
         ]
         data = f"{data}; models on even rows, judge on odd"
-        record(name, figures, data=data, seeds=[settings.seed, settings.seed + 1])
+        record(name, figures, data=data, seeds=[settings.seed, settings.final_seed])
 
 
 if __name__ == "__main__":
