@@ -16,6 +16,7 @@ from discdiff.config import checked
 from discdiff.layout import TokenBatch
 from discdiff.models import DiscDiffConfig, DiscDiffModel, checks, loading
 from discdiff.models.blocks import initialise, linear
+from discdiff.models.config import own_fields
 
 Objective = Callable[["EnergyModel", Tensor], tuple[Tensor, Any]]
 """(model, energies (n,)) -> (loss scalar, extras)."""
@@ -81,7 +82,7 @@ class EnergyModel(PreTrainedModel):
         The denoiser stays as it is. Raises ValueError for anything but a `DiscDiffModel`.
         """
         checked("model", type(model).__name__, isinstance(model, DiscDiffModel), "give a DiscDiffModel")
-        shape = {name: getattr(model.config, name) for name in DiscDiffConfig.__annotations__}
+        shape = {name: getattr(model.config, name) for name in own_fields(DiscDiffConfig)}
         config = EnergyConfig(
             **{**shape, "tie_word_embeddings": True}, attn_implementation=model.config._attn_implementation
         )

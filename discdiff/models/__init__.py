@@ -3,11 +3,12 @@
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from discdiff.models.cache import KVCache
-from discdiff.models.config import DiscDiffConfig
-from discdiff.models.transformer import DiscDiffModel, DiscDiffOutput
+from discdiff.models.config import DiscDiffConfig, NetworkConfig
+from discdiff.models.network import DiscDiffOutput, Network
+from discdiff.models.transformer import DiscDiffModel
 
 AutoConfig.register("discdiff", DiscDiffConfig, exist_ok=True)
 AutoModel.register(DiscDiffConfig, DiscDiffModel, exist_ok=True)
 AutoModelForMaskedLM.register(DiscDiffConfig, DiscDiffModel, exist_ok=True)
 
-__all__ = ["DiscDiffConfig", "DiscDiffModel", "DiscDiffOutput", "KVCache"]
+__all__ = ["DiscDiffConfig", "DiscDiffModel", "DiscDiffOutput", "KVCache", "Network", "NetworkConfig"]

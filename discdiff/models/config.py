@@ -1,4 +1,4 @@
-"""DiscDiffConfig: the shape of the transformer as data, checked before anything is allocated."""
+"""Configurations: what every network of the library says of itself, and the shape of its own transformer as data."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from discdiff.config import checked
 from discdiff.layout import VocabLayout
 
 POOLS = 75  # modality embeddings: text, and as many modalities as a VocabLayout can hold
@@ -19,8 +20,7 @@ DEPTHS = 64  # depth embeddings: levels that a modality may have
 TIME_FEATURES = 256
 PLACE_FEATURES = 48  # sines and cosines of three coordinates at eight wavelengths
 _LARGEST = 2**40  # parameters; no model of this kind has that many
-_COUNTS = {"hidden_size": 2**20, "num_layers": 4096, "num_heads": 2**14, "max_length": 2**31, "max_depth": DEPTHS}
-_SWITCHES = ("time_conditioning", "qk_norm", "tie_word_embeddings")
+_COUNTS = {"hidden_size": 2**20, "num_layers": 4096, "num_heads": 2**14, "max_depth": DEPTHS}
 _OPEN_UNIT = "a number above 0 and below 1"
 _NUMBERS = {
     "mlp_ratio": (lambda x: 0 < x <= 64, "a number above 0, at most 64; 8/3 is usual with SwiGLU"),
@@ -31,16 +31,77 @@ _NUMBERS = {
 }
 
 
-class DiscDiffConfig(PreTrainedConfig):
+class NetworkConfig(PreTrainedConfig):
+    """What the library has to know of any network.
+
+    max_length: network slots a row may have. vocab: a `VocabLayout` or its JSON dictionary. layout, process: JSON
+    dictionaries of what the network was trained on. prediction: what it was trained to predict, "own" p(x0_i | x_t) or
+    "cavity" p(x0_i | x_t without i). shift: the state of slot i - 1 predicts slot i, as in autoregressive models and what
+    was adapted from them. time_conditioning: it is given the noise level.
+
+    Raises ValueError, naming field, value and remedy, for an unknown key, a wrong type and an impossible value.
+    """
+
+    max_length: int = 4096
+    vocab: dict[str, Any] | None = None
+    layout: dict[str, Any] | None = None
+    process: dict[str, Any] | None = None
+    prediction: str = "own"
+    shift: bool = False
+    time_conditioning: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for key in kwargs:
+            if key not in _inherited():
+                own = [f.name for f in fields(type(self))]
+                near = difflib.get_close_matches(key, own, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                known = ", ".join(own_fields(type(self)))
+                raise ValueError(f"unknown key {key!r} of {type(self).__name__}{hint} Its own are {known}")
+        self.check()
+        super().__post_init__(**kwargs)
+
+    @property
+    def vocab_layout(self) -> VocabLayout:
+        """`vocab` as a VocabLayout."""
+        return VocabLayout.from_json(self.vocab or {})
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, small vectors left out."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise ValueError for a value that cannot be; `__init__` calls it, and so does the model."""
+        check_count("max_length", self.max_length, 2**31)
+        check_switch("shift", self.shift)
+        check_switch("time_conditioning", self.time_conditioning)
+        checked("prediction", self.prediction, self.prediction in ("own", "cavity"), "give 'own' or 'cavity'")
+        for name in ("vocab", "layout", "process"):
+            setattr(self, name, as_json(name, getattr(self, name)))
+        self.vocab = json.loads(self._checked_vocab().to_json())
+
+    def _checked_vocab(self) -> VocabLayout:
+        try:
+            vocab = self.vocab_layout
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"vocab is {self.vocab!r}: give a VocabLayout or its JSON dictionary ({error})") from error
+        deepest = max((m.depth for m in vocab.modalities), default=1)
+        checked("vocab", self.vocab, deepest <= DEPTHS, f"a modality may have at most {DEPTHS} levels, not {deepest}")
+        numbers = [vocab.text_size, vocab.multiple, vocab.mask_id or 0, *(m.codebook for m in vocab.modalities)]
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+        checked("vocab", self.vocab, whole, "sizes and ids of a vocabulary are integers")
+        return vocab
+
+
+class DiscDiffConfig(NetworkConfig):
     """Shape of a `DiscDiffModel`.
 
-    mlp_ratio: hidden units of the SwiGLU per unit of width, rounded to a multiple of 32. max_length: network slots a row
-    may have. max_depth: levels a packed slot may have, 1 = none. vocab: a `VocabLayout` or its JSON dictionary. layout,
-    process: JSON dictionaries kept for the user and not read here. prediction: what the network was trained to predict,
-    "own" p(x0_i | x_t) or "cavity" p(x0_i | x_t without i).
+    mlp_ratio: hidden units of the SwiGLU per unit of width, rounded to a multiple of 32. max_depth: levels a packed slot
+    may have, 1 = none.
 
-    Raises ValueError, naming field, value and remedy, for an unknown key, a wrong type, an impossible number, a head
-    dimension that is odd or no integer, and sizes beyond any machine.
+    Raises ValueError as `NetworkConfig` does, and for an impossible number, a head dimension that is odd or no integer, and
+    sizes beyond any machine.
     """
 
     model_type = "discdiff"
@@ -51,28 +112,12 @@ class DiscDiffConfig(PreTrainedConfig):
     num_heads: int = 4
     mlp_ratio: float = 8 / 3
     rope_theta: float = 10000.0
-    max_length: int = 4096
     max_depth: int = 1
-    vocab: dict[str, Any] | None = None
-    layout: dict[str, Any] | None = None
-    process: dict[str, Any] | None = None
-    prediction: str = "own"
-    time_conditioning: bool = False
     qk_norm: bool = False
     dropout: float = 0.0
     norm_eps: float = 1e-6
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        for key in kwargs:
-            if key not in _inherited():
-                own = [f.name for f in fields(type(self))]
-                near = difflib.get_close_matches(key, own, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"unknown key {key!r} of DiscDiffConfig{hint} Its own are {', '.join(_own())}")
-        self.check()
-        super().__post_init__(**kwargs)
 
     @property
     def head_dim(self) -> int:
@@ -85,11 +130,6 @@ class DiscDiffConfig(PreTrainedConfig):
         return max(32, round(self.hidden_size * self.mlp_ratio / 32) * 32)
 
     @property
-    def vocab_layout(self) -> VocabLayout:
-        """`vocab` as a VocabLayout."""
-        return VocabLayout.from_json(self.vocab or {})
-
-    @property
     def parameters(self) -> int:
         """Number of weights, small vectors left out."""
         width, tables = self.hidden_size, self.vocab_layout.total * (1 if self.tie_word_embeddings else 2)
@@ -98,53 +138,35 @@ class DiscDiffConfig(PreTrainedConfig):
         return (tables + POOLS + DEPTHS) * width + self.num_layers * block + pack
 
     def check(self) -> None:
-        """Raise ValueError for a value that cannot be; `__init__` calls it, and so does the model."""
+        """Raise ValueError for a value that cannot be."""
+        super().check()
         for name, most in _COUNTS.items():
-            value = getattr(self, name)
-            good = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-            _require(name, value, good, f"give an integer from 1 to {most}")
+            check_count(name, getattr(self, name), most)
         for name, (fits, remedy) in _NUMBERS.items():
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            _require(name, value, is_number and fits(value), f"give {remedy}")
-        for name in _SWITCHES:
-            value = getattr(self, name)
-            _require(name, value, isinstance(value, bool), "give True or False")
-        _require("prediction", self.prediction, self.prediction in ("own", "cavity"), "give 'own' or 'cavity'")
-        for name in ("vocab", "layout", "process"):
-            setattr(self, name, _json(name, getattr(self, name)))
+            checked(name, value, is_number and fits(value), f"give {remedy}")
+        check_switch("qk_norm", self.qk_norm)
+        check_switch("tie_word_embeddings", self.tie_word_embeddings)
         if self.hidden_size % self.num_heads or self.head_dim % 2:
             raise ValueError(
                 f"hidden_size is {self.hidden_size} and num_heads {self.num_heads}: heads of "
                 f"{self.hidden_size / self.num_heads:g} do not rotate, give a hidden_size that is an even multiple of num_heads"
             )
-        self.vocab = json.loads(self._checked_vocab().to_json())
         if self.parameters > _LARGEST:
             raise ValueError(
                 f"hidden_size is {self.hidden_size}, num_layers {self.num_layers} and the vocabulary has "
                 f"{self.vocab_layout.total} ids: {self.parameters:.1e} weights fit on no machine, make one of them smaller"
             )
 
-    def _checked_vocab(self) -> VocabLayout:
-        try:
-            vocab = self.vocab_layout
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"vocab is {self.vocab!r}: give a VocabLayout or its JSON dictionary ({error})") from error
-        deepest = max((m.depth for m in vocab.modalities), default=1)
-        _require("vocab", self.vocab, deepest <= DEPTHS, f"a modality may have at most {DEPTHS} levels, not {deepest}")
-        numbers = [vocab.text_size, vocab.multiple, vocab.mask_id or 0, *(m.codebook for m in vocab.modalities)]
-        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
-        _require("vocab", self.vocab, whole, "sizes and ids of a vocabulary are integers")
-        return vocab
 
-
-def check_memory(config: DiscDiffConfig, itemsize: int) -> None:
+def check_memory(config: NetworkConfig, itemsize: int) -> None:
     """Raise ValueError when the weights alone exceed the memory of this machine."""
     need, have = config.parameters * itemsize, _physical_memory()
     if need > have:
         raise ValueError(
-            f"hidden_size {config.hidden_size} with num_layers {config.num_layers} has {need / 2**30:.0f} GiB of weights, "
-            f"this machine {have / 2**30:.0f} GiB of memory: take a smaller model or dtype, or a larger machine"
+            f"{config.parameters:.3g} weights of this {type(config).__name__} take {need / 2**30:.0f} GiB, "
+            f"this machine has {have / 2**30:.0f} GiB of memory: take a smaller model or dtype, or a larger machine"
         )
 
 
@@ -154,15 +176,22 @@ def _physical_memory() -> int:
     return 2**46  # unknown: only what no machine has is refused
 
 
-def _require(name: str, value: Any, ok: bool, remedy: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} is {value!r}: {remedy}")
+def check_count(name: str, value: Any, most: int) -> None:
+    """Raise ValueError for what is no integer from 1 to `most`."""
+    good = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+    checked(name, value, good, f"give an integer from 1 to {most}")
 
 
-def _json(name: str, value: Any) -> dict[str, Any] | None:
+def check_switch(name: str, value: Any) -> None:
+    """Raise ValueError for what is neither True nor False."""
+    checked(name, value, isinstance(value, bool), "give True or False")
+
+
+def as_json(name: str, value: Any) -> dict[str, Any] | None:
+    """The value as a JSON dictionary or None; a VocabLayout as its own."""
     if isinstance(value, VocabLayout):
         value = json.loads(value.to_json())
-    _require(name, value, value is None or isinstance(value, dict), "give a JSON dictionary or None")
+    checked(name, value, value is None or isinstance(value, dict), "give a JSON dictionary or None")
     try:
         return json.loads(json.dumps(value))  # tuples become lists now, so that a saved configuration equals this one
     except (TypeError, ValueError) as error:
@@ -178,6 +207,7 @@ def _inherited() -> frozenset[str]:
     return frozenset((*(f.name for f in fields(base)), *vars(base), *base.to_dict(), *loading, *trainer))
 
 
-def _own() -> list[str]:
+def own_fields(config: type) -> list[str]:
+    """Names of the fields that the library adds to those of transformers."""
     inherited = {f.name for f in fields(PreTrainedConfig)}
-    return [f.name for f in fields(DiscDiffConfig) if f.name not in inherited]
+    return [f.name for f in fields(config) if f.name not in inherited]

@@ -12,10 +12,10 @@ from torch import Tensor
 from discdiff.layout import TokenBatch
 
 if TYPE_CHECKING:
-    from discdiff.models.transformer import DiscDiffModel
+    from discdiff.models.network import Network
 
 
-def cross_entropy(model: DiscDiffModel, hidden: Tensor, batch: TokenBatch, labels: Tensor) -> Tensor:
+def cross_entropy(model: Network, hidden: Tensor, batch: TokenBatch, labels: Tensor) -> Tensor:
     """Sum of `-log p(label)` over the labelled positions (label >= 0), in nats, divided by batch * length."""
     loss: Tensor = hidden.sum() * 0.0  # a batch without labels has a graph, too
     for number, index, logits in _by_alphabet(model, hidden, batch, labels != -100):
@@ -33,7 +33,7 @@ def cross_entropy(model: DiscDiffModel, hidden: Tensor, batch: TokenBatch, label
     return loss / labels.numel()
 
 
-def logits(model: DiscDiffModel, hidden: Tensor, batch: TokenBatch) -> Tensor:
+def logits(model: Network, hidden: Tensor, batch: TokenBatch) -> Tensor:
     """(batch, length, vocab.total), -inf for ids that are illegal at their position; float32 or float64."""
     rows, length = batch.tokens.shape
     out = torch.full((rows * length, model.vocab.total), -torch.inf, dtype=_wide(hidden), device=hidden.device)
@@ -45,7 +45,7 @@ def logits(model: DiscDiffModel, hidden: Tensor, batch: TokenBatch) -> Tensor:
 
 
 def _by_alphabet(
-    model: DiscDiffModel, hidden: Tensor, batch: TokenBatch, wanted: Tensor
+    model: Network, hidden: Tensor, batch: TokenBatch, wanted: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(alphabet, flat sites (n,), logits (n, symbols)) for the positions `wanted` (batch, length) bool."""
     alphabet = batch.layout.tables(wanted.device).alphabet[batch.slot]

@@ -15,15 +15,13 @@ from discdiff.models.config import check_memory
 from discdiff.noise import LATENT, Noise
 
 if TYPE_CHECKING:
-    from discdiff.models.transformer import DiscDiffModel
+    from discdiff.models.network import Network
 
 _PLACE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 _NOISE = 0.1  # of the spread of the old rows: new ids start apart, but close to a typical one
 
 
-def load(
-    cls: type[DiscDiffModel], read: Callable[..., Any], path: Any, args: Any, dtype: Any, kwargs: dict[str, Any]
-) -> Any:
+def load(cls: type[Network], read: Callable[..., Any], path: Any, args: Any, dtype: Any, kwargs: dict[str, Any]) -> Any:
     """`read`, the from_pretrained of transformers, with everything that it leaves at random values made an error."""
     if kwargs.pop("ignore_mismatched_sizes", False):
         raise ValueError(
@@ -56,20 +54,21 @@ def load(
     return (model, info) if with_info else model
 
 
-def grow(model: DiscDiffModel, vocab: VocabLayout) -> None:
+def grow(model: Network, vocab: VocabLayout) -> None:
     """Tables for a vocabulary with modalities appended; new rows are the mean of the old plus a little keyed noise."""
     if not _extends(vocab, model.vocab):
         raise ValueError(vocab_message(model.vocab, vocab))
     used = model.vocab.text_size + SPECIALS + sum(m.size for m in model.vocab.modalities)
-    is_tied = model.head.weight is model.embed.weight
-    tables: list[Any] = [model.embed] if is_tied else [model.embed, model.head]
-    for seed, table in enumerate(tables):
-        old = table.weight.detach()
-        rows = _new_rows(old[:used], vocab.total - used, seed)
-        table.weight = nn.Parameter(torch.cat([old[:used], rows]), requires_grad=table.weight.requires_grad)
-    if is_tied:
-        model.head.weight = model.embed.weight
-    model.embed.num_embeddings = model.head.out_features = vocab.total
+    grown: dict[int, nn.Parameter] = {}  # a tied head is the embedding
+    for table in model.tables:
+        old = table.weight
+        if id(old) not in grown:
+            rows = _new_rows(old.detach()[:used], vocab.total - used, len(grown))
+            grown[id(old)] = nn.Parameter(torch.cat([old.detach()[:used], rows]), requires_grad=old.requires_grad)
+        table.weight = grown[id(old)]
+    for table in model.tables:
+        size = "num_embeddings" if isinstance(table, nn.Embedding) else "out_features"
+        setattr(table, size, vocab.total)
     model.vocab = vocab
     model.config.vocab = json.loads(vocab.to_json())
 
