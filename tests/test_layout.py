@@ -282,3 +282,19 @@ def test_the_mask_of_padded_and_packed_rows(attention):
     packed = pack(where, [where.tables().first[:n] for n in (7, 3, 8, 2, 1)], 12)
     for batch in (padded, packed):
         assert torch.equal(dense_mask(batch)[:, 0], rule_by_hand(batch, attention))
+
+
+def test_begin_and_end_may_be_text_ids():
+    vocab = VocabLayout(10, mask_id=9, bos_id=7, eos_id=8)
+    assert (vocab.special("BOS"), vocab.special("EOS"), vocab.mask) == (7, 8, 9)
+    assert VocabLayout.from_json(vocab.to_json()) == vocab
+    assert vocab.extend(Modality("image", 4)).special("EOS") == 8
+    layout = Layout(
+        vocab, (Segment("bos", "special", (1,), noised=False), Segment("text", "text", (3,), extras=("EOS",)))
+    )
+    assert layout.alphabets[1] == (0, 10, ())  # already legal as a text id: one symbol, not two
+    batch = make_batch(layout, torch.tensor([[7, 1, 8, 9]]))
+    assert batch.ids(batch.symbols(batch.tokens)).tolist() == [[7, 1, 8, 9]]
+    for wrong in ({"eos_id": 10}, {"bos_id": 9}, {"eos_id": -1}):
+        with pytest.raises(ValueError, match="must be a text id"):
+            VocabLayout(10, mask_id=9, **wrong)

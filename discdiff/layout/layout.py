@@ -166,10 +166,10 @@ class Layout:
         return self.vocab.mask - first if inside else None
 
     def _legal(self, s: Segment, level: int) -> tuple[int, int, tuple[int, ...]]:
-        extras = tuple(self.vocab.special(name) for name in s.extras)
-        if s.modality == "special":
-            return self.vocab.text_size, SPECIALS, extras
-        return (*self.vocab.range(s.modality, level), extras)
+        special = s.modality == "special"
+        first, size = (self.vocab.text_size, SPECIALS) if special else self.vocab.range(s.modality, level)
+        extras = (self.vocab.special(name) for name in s.extras)
+        return first, size, tuple(i for i in extras if not first <= i < first + size)  # an end token may be a text id
 
     def tables(self, device: torch.device | str = "cpu") -> Tables:
         """The per-position tables on a device, built once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -46,12 +46,15 @@ class VocabLayout:
     [0, text_size) text | 256 specials | one range per modality | padding to a multiple of `multiple`, never legal.
     The flat id of (depth j, code c) is offset + j * codebook + c. `mask_id` None means the special MASK; a checkpoint
     whose mask lies inside its text range (LLaDA, BERT) names it here, and it is then banned from every legal range.
+    `bos_id`, `eos_id` likewise: text ids that stand for the specials BOS and EOS.
     """
 
     text_size: int = 0
     modalities: tuple[Modality, ...] = field(default=())
     mask_id: int | None = None
     multiple: int = 128
+    bos_id: int | None = None
+    eos_id: int | None = None
 
     def __post_init__(self) -> None:
         if self.text_size < 0 or self.multiple < 1:
@@ -66,6 +69,10 @@ class VocabLayout:
                 f"mask_id {self.mask_id} is neither a text id (< {self.text_size}) nor a special "
                 f"(< {self.text_size + SPECIALS}): a modality may legally generate it; leave it None for the special MASK"
             )
+        for name in ("bos_id", "eos_id"):
+            value = getattr(self, name)
+            if value is not None and (not 0 <= value < self.text_size or value == self.mask_id):
+                raise ValueError(f"{name} {value} must be a text id (< {self.text_size}) that is not the mask, or None")
         if self.mask == self.pad:
             raise ValueError(f"mask_id {self.mask_id} is the special PAD: an absent slot would look masked")
 
@@ -87,6 +94,9 @@ class VocabLayout:
 
     def special(self, name: str) -> int:
         """Id of a special: PAD, BOS, EOS, MASK, NULL, NONE_Q, SEP, TASK_*, and BOM_m, EOM_m, EOC_m per modality m."""
+        own = {"BOS": self.bos_id, "EOS": self.eos_id}.get(name)
+        if own is not None:
+            return own
         if name in _FIXED:
             return self.text_size + _FIXED[name]
         kind, _, modality = name.partition("_")
@@ -142,7 +152,7 @@ class VocabLayout:
 
     def extend(self, modality: Modality) -> VocabLayout:
         """The vocabulary with one more modality; no existing id moves."""
-        return VocabLayout(self.text_size, (*self.modalities, modality), self.mask_id, self.multiple)
+        return replace(self, modalities=(*self.modalities, modality))
 
     def _levels(self, codes: Tensor, name: str) -> tuple[list[int], int]:
         depth = 1 if name == "text" else self.modality(name).depth

@@ -88,7 +88,8 @@ class NetworkConfig(PreTrainedConfig):
             raise ValueError(f"vocab is {self.vocab!r}: give a VocabLayout or its JSON dictionary ({error})") from error
         deepest = max((m.depth for m in vocab.modalities), default=1)
         checked("vocab", self.vocab, deepest <= DEPTHS, f"a modality may have at most {DEPTHS} levels, not {deepest}")
-        numbers = [vocab.text_size, vocab.multiple, vocab.mask_id or 0, *(m.codebook for m in vocab.modalities)]
+        ids = [x or 0 for x in (vocab.mask_id, vocab.bos_id, vocab.eos_id)]
+        numbers = [vocab.text_size, vocab.multiple, *ids, *(m.codebook for m in vocab.modalities)]
         whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
         checked("vocab", self.vocab, whole, "sizes and ids of a vocabulary are integers")
         return vocab

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,8 +83,7 @@ def vocab_message(own: VocabLayout, other: VocabLayout) -> str:
 
 
 def _extends(vocab: VocabLayout, old: VocabLayout) -> bool:
-    same = (vocab.text_size, vocab.mask_id, vocab.multiple) == (old.text_size, old.mask_id, old.multiple)
-    return same and vocab.modalities[: len(old.modalities)] == old.modalities
+    return replace(vocab, modalities=vocab.modalities[: len(old.modalities)]) == old
 
 
 def _new_rows(old: Tensor, count: int, seed: int) -> Tensor:
