@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 STATISTICS = ("confidence", "margin", "entropy")
 LOG_PROBS = "log_probs"  # the whole row as a statistic, (n, K) float32
 _NARROW, _BLOCK = 256, 64  # columns up to which a row is cumulated whole, and columns of a block of a wider one
+_PIECE = 1 << 20  # bytes that stay in a CPU's cache while several passes are made over them
 
 
 class Drawn(NamedTuple):
@@ -63,6 +64,7 @@ def _first_above(cumulated: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulated, target, right=True)[:, 0]
 
 
+@torch.no_grad()
 def draw(
     logits: Tensor, uniform: Tensor, statistics: Sequence[str] = (), temperature: float = 1.0, owned: bool = False
 ) -> Drawn:
@@ -70,14 +72,20 @@ def draw(
     float64); 0 is the arg-max. The log probabilities and statistics are those of softmax(logits), whatever the temperature.
     owned: the logits may be overwritten, which spares a copy as wide as the vocabulary.
     """
-    top, best = _arg_max(logits) if temperature == 0 else (logits.amax(-1, keepdim=True), None)
-    shifted = logits.sub_(top) if owned else logits - top
     again = temperature not in (0, 1) or any(name in (LOG_PROBS, "entropy") for name in statistics)
-    weights = shifted.exp() if again else shifted.exp_()
-    cumulated = _cumulated(weights)
+    shifted = logits if owned else torch.empty_like(logits)
+    weights = torch.empty_like(logits) if again else shifted
+    sums: list[Tensor] = []
+    best: list[Any] = []
+    for piece, low, weight in zip(*(_pieces(x) for x in (logits, shifted, weights)), strict=True):
+        top, column = _arg_max(piece) if temperature == 0 else (piece.amax(-1, keepdim=True), None)
+        torch.exp(torch.sub(piece, top, out=low), out=weight)
+        sums.append(_cumulated(weight))
+        best.append(column)
+    cumulated = torch.cat(sums) if len(sums) > 1 else sums[0]
     total = cumulated[:, -1]
-    if best is not None:
-        columns = best
+    if temperature == 0:
+        columns = torch.cat(best)
     elif temperature == 1:
         columns = _find(weights, cumulated, uniform)
     else:
@@ -85,6 +93,10 @@ def draw(
     chosen = shifted.gather(-1, columns[:, None])[:, 0].double()
     log_prob = (chosen if again else chosen.log()) - total.log()
     return Drawn(columns, log_prob, {name: _statistic(shifted, weights, total, name) for name in statistics})
+
+
+def _pieces(x: Tensor) -> tuple[Tensor, ...]:
+    return x.split(max(1, _PIECE // (x.shape[1] * x.element_size()))) if x.device.type == "cpu" else (x,)
 
 
 def _arg_max(logits: Tensor) -> tuple[Tensor, Tensor]:

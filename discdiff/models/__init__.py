@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
+from discdiff.models.auto import load_network, network_type
 from discdiff.models.cache import KVCache
 from discdiff.models.config import DiscDiffConfig, NetworkConfig
 from discdiff.models.network import DiscDiffOutput, Network
@@ -11,4 +12,13 @@ AutoConfig.register("discdiff", DiscDiffConfig, exist_ok=True)
 AutoModel.register(DiscDiffConfig, DiscDiffModel, exist_ok=True)
 AutoModelForMaskedLM.register(DiscDiffConfig, DiscDiffModel, exist_ok=True)
 
-__all__ = ["DiscDiffConfig", "DiscDiffModel", "DiscDiffOutput", "KVCache", "Network", "NetworkConfig"]
+__all__ = [
+    "DiscDiffConfig",
+    "DiscDiffModel",
+    "DiscDiffOutput",
+    "KVCache",
+    "Network",
+    "NetworkConfig",
+    "load_network",
+    "network_type",
+]
