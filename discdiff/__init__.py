@@ -103,7 +103,16 @@ _HOME = {
         "sampler",
         "stride_sample",
     ),
-    "discdiff.models": ("DiscDiffConfig", "DiscDiffModel"),
+    "discdiff.jobs": ("read_job", "run_job"),
+    "discdiff.models": (
+        "DiscDiffConfig",
+        "DiscDiffModel",
+        "DitConfig",
+        "DitModel",
+        "HostedConfig",
+        "HostedModel",
+        "load_network",
+    ),
     "discdiff.objectives": ("Autoregressive", "BlockElbo", "Elbo"),
     "discdiff.training": ("DiffusionTrainer", "TrainingSettings"),
 }

@@ -153,17 +153,32 @@ def _info(argv: Sequence[str]) -> None:
     folder = parse("discdiff info", argv, {"": _NoSettings}, ("folder",))["folder"]
     if not Path(folder).is_dir():
         raise ValueError(f"there is no folder {folder!r}: give one that save_pretrained wrote")
-    from discdiff.models import DiscDiffModel
+    from discdiff.models import load_network
 
-    model = DiscDiffModel.from_pretrained(folder)
+    model = load_network(folder)
     config = model.config.to_diff_dict()
     config["parameters"] = sum(p.numel() for p in model.parameters())
     print(json.dumps(config, indent=2, default=str))
 
 
+def _convert(argv: Sequence[str]) -> None:
+    """Convert a public checkpoint into a folder of ours, or back."""
+    from discdiff.checkpoints.command import Conversion, run
+
+    chosen = parse("discdiff convert", argv, {"": Conversion}, ("src", "dst"))
+    run(chosen["src"], chosen["dst"], chosen[""])
+
+
+def _check(argv: Sequence[str]) -> None:
+    """Compare a folder with its manifest."""
+    from discdiff.checking import check
+
+    check(argv)
+
+
 def main() -> int:
     """Entry point of the `discdiff` command."""
-    return guarded(commands("discdiff", {"info": _info}))
+    return guarded(commands("discdiff", {"info": _info, "convert": _convert, "check": _check}))
 
 
 if __name__ == "__main__":

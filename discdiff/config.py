@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import types
+import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+_LARGEST = 256 << 20  # bytes of a file of settings
 
 
 def to_dict(settings: Any) -> Any:
@@ -32,15 +38,50 @@ def from_dict(data: Any, types: Mapping[str, type]) -> Any:
     return data
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The dictionary in a JSON file. Raises ValueError naming the file where it holds anything else or cannot be read."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"{path.stat().st_size} bytes are no settings")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{str(path)!r} holds a {type(data).__name__}: a dictionary is expected")
+    return data
+
+
 def build(kind: type, values: Mapping[str, Any]) -> Any:
-    """`kind(**values)` with every key checked: an unknown one is an error that names the nearest known."""
+    """`kind(**values)` with every key and plain type checked: an unknown key is an error that names the nearest known."""
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     for key in values:
         _known(key, fields, f"setting of {kind.__name__}")
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        ok, hint = _fits(value, hints[key]), hints[key]
+        checked(f"{kind.__name__}.{key}", value, ok, f"give {getattr(hint, '__name__', hint)}")
     try:
         return kind(**values)
-    except TypeError as error:
+    except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{kind.__name__}: {error}; settings are {', '.join(fields)}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a class, an int being a float too; unions and tuples by their parts, other hints always."""
+    if hint is Any:
+        return True
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in inner)
+    if typing.get_origin(hint) is tuple:
+        items = inner[:1] * len(value) if isinstance(value, tuple | list) and inner[-1] is ... else inner
+        if not isinstance(value, tuple | list):
+            return False
+        return len(items) == len(value) and all(_fits(v, item) for v, item in zip(value, items, strict=True))
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) if isinstance(hint, type) and not getattr(hint, "_is_protocol", False) else True
 
 
 def _known(name: Any, table: Mapping[str, Any], what: str) -> Any:

@@ -5,9 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
-import random
 import shutil
-import signal
 import time
 
 import pytest
@@ -20,9 +18,6 @@ from discdiff.training import CheckpointError, checkpoints, latest_checkpoint, v
 from discdiff.training import states as states_module
 from discdiff.training.checkpoint import write_checkpoint
 from discdiff.training.states import load_optimizer_state, load_weights, optimizer_state, save_states
-
-SAVES = {"steps": 40, "save_every": 1, "ema": 0.9, "log_every": 10}
-ONCE = {**SAVES, "save_every": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -267,54 +262,3 @@ def test_a_full_disk_in_training_names_it_and_the_run_resumes(tmp_path, monkeypa
     last = trainer(tmp_path / "cut", save_every=4)
     last.train("auto")
     assert digest(last) == digest(whole)
-
-
-# ---- kill -9
-
-
-def _train_quietly(folder):
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    torch.set_num_threads(1)
-    trainer(folder, **SAVES).train("auto")
-
-
-def kill_and_resume(folder, kills, draw):
-    """Kill a run that saves at every step, again and again; give what the survivor ends with and how many kills hit."""
-    hits = 0
-    for _ in range(4 * kills):
-        child = multiprocessing.get_context("fork").Process(target=_train_quietly, args=(folder,))
-        child.start()
-        before = set(checkpoints(folder))
-        while child.is_alive() and set(checkpoints(folder)) == before:
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0.0, 0.04))
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        hits += child.exitcode == -signal.SIGKILL
-        found = latest_checkpoint(folder)
-        assert found is not None
-        if hits == kills or verify(found)["step"] == SAVES["steps"]:
-            break
-    last = trainer(folder, **ONCE)
-    last.train("auto")
-    return digest(last), hits
-
-
-def test_killed_five_times_ends_as_if_never_killed(tmp_path):
-    whole = trainer(tmp_path / "whole", **ONCE)
-    whole.train()
-    found, hits = kill_and_resume(tmp_path / "killed", 5, random.Random(0))
-    assert hits >= 5
-    assert found == digest(whole)
-
-
-@pytest.mark.slow
-def test_killed_many_times(tmp_path):
-    whole = trainer(tmp_path / "whole", **ONCE)
-    whole.train()
-    total = 0
-    for seed in range(10):
-        found, hits = kill_and_resume(tmp_path / str(seed), 6, random.Random(seed))
-        assert found == digest(whole)
-        total += hits
-    assert total >= 40

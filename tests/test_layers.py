@@ -14,11 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    ("types", "config"),
+    ("types", "config", "manifest"),
     ("processes", "schedules", "layout", "noise", "models", "clocks", "maskers"),
     ("kernels", "correctors", "scores", "rules", "denoisers", "objectives", "proposals"),
     ("sampling", "distill", "anchoring", "energy", "joint", "metrics", "testing"),
-    ("cli", "training", "report"),
+    ("cli", "training", "report", "checkpoints", "checking", "jobs", "lm_eval"),
     ("__init__", "__main__"),  # the package's front door: names what is below, imported by nobody
 )
 LAYER = {group: level for level, groups in enumerate(LAYERS) for group in groups}

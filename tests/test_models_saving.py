@@ -37,7 +37,7 @@ def test_save_and_load_are_exact(tmp_path, tied):
 
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "mismatched"])
 def test_incomplete_weights_are_refused(tmp_path, damage):
-    make(dtype=torch.float32).save_pretrained(tmp_path)
+    make(dtype=torch.float32).save_pretrained(tmp_path, sealed=False)
     file = tmp_path / "model.safetensors"
     weights, name = load_file(file), "blocks.1.mlp.down.weight"
     if damage == "unexpected":
@@ -98,7 +98,7 @@ def test_models_too_large_for_this_machine_are_refused_before_allocation(tmp_pat
     for build in (DiscDiffModel, lambda c: DiscDiffModel.seeded(c, 0)):
         with pytest.raises(ValueError, match="GiB of memory"):
             build(config)
-    make(dtype=torch.float32).save_pretrained(tmp_path)
+    make(dtype=torch.float32).save_pretrained(tmp_path, sealed=False)
     (tmp_path / "config.json").write_text(json.dumps(config.to_diff_dict()))
     with pytest.raises(ValueError, match="GiB of memory"):
         DiscDiffModel.from_pretrained(tmp_path)

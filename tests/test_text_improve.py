@@ -6,10 +6,12 @@ import pytest
 from test_text_task import LINES, arguments, write
 
 from discdiff.cli import guarded
+from discdiff.jobs import read_job
 from discdiff.sampling import Grid
 from tasks.text import __main__ as command
 from tasks.text.extras import load_energy, load_grid, save_grid
 from tasks.text.improve import Distillation, distill, energy
+from tasks.text.jobs import generate
 
 ENERGY = "--steps 40 --batch_size 32 --learning_rate 3e-3 --device cpu --progress false --log_every 20"
 JUDGED = "--samples 4 --eval_rows 8 --sampler edlm --sampler.energy twin"
@@ -82,3 +84,18 @@ def test_what_was_never_trained_is_refused(tmp_path):
         with pytest.raises(ValueError, match="train"):
             load_energy(tmp_path, name)
     assert Distillation(learn="rate,temperature").learned == ("rate", "temperature")
+
+
+def test_rows_are_generated_into_shards(run, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the cat\nthe dog\n")
+    generate(
+        "generate", [str(run), "--count", "5", "--shard", "2", "--out", str(tmp_path / "rows"), "--sampler.steps", "4"]
+    )
+    found = read_job(tmp_path / "rows").to_pydict()
+    assert found["row"] == [0, 1, 2, 3, 4] and all(isinstance(text, str) for text in found["text"])
+    flags = ["--count", "2", "--prompts", str(prompts), "--out", str(tmp_path / "begun"), "--sampler.steps", "4"]
+    generate("generate", [str(run), *flags])
+    assert [text[:7] for text in read_job(tmp_path / "begun").to_pydict()["text"]] == ["the cat", "the dog"]
+    with pytest.raises(ValueError, match=r"seed"):
+        generate("generate", [str(run), *flags, "--sample_seed", "1"])

@@ -337,6 +337,7 @@ def test_two_ranks_equal_one(tmp_path):
     for a, b in zip(onward.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     assert "the loss is nan" in ranks[1]["nan"] and "not finite" in ranks[0]["nan"]
+    assert all(rank["untouched"] for rank in ranks), "both stop before the optimizer's step"
 
 
 def test_a_stock_model_with_tied_weights(tmp_path):

@@ -172,11 +172,12 @@ def two_ranks(folder: Path) -> None:
         loss, metrics = objective(model, batch, noise, time)
         return loss * (float("nan") if rank == 1 and len(seen) else 1.0), metrics
 
-    caught = ""
+    caught, hurt = "", Toy()
     try:
-        trainer(folder / "d", Toy(), goal=broken, **plain).train()
+        trainer(folder / "d", hurt, goal=broken, **plain).train()
     except NonFiniteError as error:
         caught = str(error)
+    untouched = all(torch.equal(a, b) for a, b in zip(hurt.parameters(), Toy().parameters(), strict=True))
     trainer(folder / "e", Toy(0.0), callbacks=[StopAt(4)], **plain).train()  # one rank will go on from here
     result = {
         "sharded": sharded_states(folder / "sharded", rank),
@@ -184,6 +185,7 @@ def two_ranks(folder: Path) -> None:
         "digests": [digest(full), digest(resumed)],
         "evaluation": full.evaluate(),
         "nan": caught,
+        "untouched": untouched,
         "size": dist.get_world_size(),
     }
     (folder / f"rank-{rank}.json").write_text(json.dumps(result))

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from discdiff.config import checked
 from discdiff.layout import TokenBatch
-from discdiff.models import DiscDiffConfig, DiscDiffModel, checks, loading
+from discdiff.models import DiscDiffConfig, DiscDiffModel, checks, loading, saving
 from discdiff.models.blocks import initialise, linear
 from discdiff.models.config import own_fields
 
@@ -101,6 +101,10 @@ class EnergyModel(PreTrainedModel):
     def from_pretrained(cls, path: Any, *args: Any, dtype: torch.dtype | str = torch.float32, **kwargs: Any) -> Any:
         """The energy saved under `path`, in `dtype`; raises ValueError as `DiscDiffModel.from_pretrained` does."""
         return loading.load(cls, super().from_pretrained, path, args, dtype, kwargs)
+
+    def save_pretrained(self, save_directory: Any, *, sealed: bool = True, **options: Any) -> None:
+        """As `Network.save_pretrained`: whole or not at all, with a manifest and a model card."""
+        saving.save(self, super().save_pretrained, save_directory, sealed, options)
 
     def forward(
         self, batch: TokenBatch, clean: Tensor, time: Tensor | float | None = None, objective: Objective | None = None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
+from discdiff.config import read_json
 from discdiff.models.network import Network
 
 NETWORKS = {
@@ -17,13 +17,13 @@ NETWORKS = {
 
 
 def network_type(path: str | Path) -> str:
-    """The model type of a folder's config.json, "" where it has none of the library."""
-    try:
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    return kind if kind in NETWORKS else ""
+    """The model type of a folder's config.json, "" where it has none of the library.
+
+    Raises ValueError for a config.json that cannot be read.
+    """
+    file = Path(path) / "config.json"
+    kind = read_json(file).get("model_type") if file.is_file() else None
+    return kind if isinstance(kind, str) and kind in NETWORKS else ""
 
 
 def load_network(path: str | Path, **options: Any) -> Network:
@@ -34,6 +34,6 @@ def load_network(path: str | Path, **options: Any) -> Network:
     kind = network_type(path)
     if not kind:
         known = ", ".join(NETWORKS)
-        raise ValueError(f"{str(path)!r} holds no network of the library (its config.json names none of {known})")
+        raise ValueError(f"{str(path)!r} holds no network of the library: its model_type is none of {known}")
     module, name = NETWORKS[kind]
     return getattr(importlib.import_module(module), name).from_pretrained(path, **options)

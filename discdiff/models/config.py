@@ -20,6 +20,7 @@ DEPTHS = 64  # depth embeddings: levels that a modality may have
 TIME_FEATURES = 256
 PLACE_FEATURES = 48  # sines and cosines of three coordinates at eight wavelengths
 _LARGEST = 2**40  # parameters; no model of this kind has that many
+PREDICTIONS = ("own", "cavity", "score")
 _COUNTS = {"hidden_size": 2**20, "num_layers": 4096, "num_heads": 2**14, "max_depth": DEPTHS}
 _OPEN_UNIT = "a number above 0 and below 1"
 _NUMBERS = {
@@ -35,9 +36,10 @@ class NetworkConfig(PreTrainedConfig):
     """What the library has to know of any network.
 
     max_length: network slots a row may have. vocab: a `VocabLayout` or its JSON dictionary. layout, process: JSON
-    dictionaries of what the network was trained on. prediction: what it was trained to predict, "own" p(x0_i | x_t) or
-    "cavity" p(x0_i | x_t without i). shift: the state of slot i - 1 predicts slot i, as in autoregressive models and what
-    was adapted from them. time_conditioning: it is given the noise level.
+    dictionaries of what the network was trained on. prediction: what it was trained to predict, "own" p(x0_i | x_t),
+    "cavity" p(x0_i | x_t without i) or "score" log p_t(y) / p_t(x_t). shift: the state of slot i - 1 predicts slot i, as in
+    autoregressive models and what was adapted from them. time_conditioning: it is given the noise level. origin: where
+    converted weights came from, which the way back needs.
 
     Raises ValueError, naming field, value and remedy, for an unknown key, a wrong type and an impossible value.
     """
@@ -49,6 +51,7 @@ class NetworkConfig(PreTrainedConfig):
     prediction: str = "own"
     shift: bool = False
     time_conditioning: bool = False
+    origin: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         for key in kwargs:
@@ -76,15 +79,15 @@ class NetworkConfig(PreTrainedConfig):
         check_count("max_length", self.max_length, 2**31)
         check_switch("shift", self.shift)
         check_switch("time_conditioning", self.time_conditioning)
-        checked("prediction", self.prediction, self.prediction in ("own", "cavity"), "give 'own' or 'cavity'")
-        for name in ("vocab", "layout", "process"):
+        checked("prediction", self.prediction, self.prediction in PREDICTIONS, f"choose from {', '.join(PREDICTIONS)}")
+        for name in ("vocab", "layout", "process", "origin"):
             setattr(self, name, as_json(name, getattr(self, name)))
         self.vocab = json.loads(self._checked_vocab().to_json())
 
     def _checked_vocab(self) -> VocabLayout:
         try:
             vocab = self.vocab_layout
-        except (TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"vocab is {self.vocab!r}: give a VocabLayout or its JSON dictionary ({error})") from error
         deepest = max((m.depth for m in vocab.modalities), default=1)
         checked("vocab", self.vocab, deepest <= DEPTHS, f"a modality may have at most {DEPTHS} levels, not {deepest}")

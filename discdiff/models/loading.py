@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from discdiff.config import checked, read_json
 from discdiff.layout import VocabLayout
 from discdiff.layout.vocab import SPECIALS
+from discdiff.manifest import sealed, verify
 from discdiff.models.config import check_memory
 from discdiff.noise import LATENT, Noise
 
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from discdiff.models.network import Network
 
 _PLACE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+_HASHED = 2**30  # bytes; larger files are hashed only when asked, at about 1 s per GB
 _NOISE = 0.1  # of the spread of the old rows: new ids start apart, but close to a typical one
 
 
@@ -30,13 +36,12 @@ def load(cls: type[Network], read: Callable[..., Any], path: Any, args: Any, dty
         )
     if kwargs.pop("use_safetensors", True) is False:
         raise ValueError("use_safetensors=False reads pickles, which can run code: convert the weights to safetensors")
+    _check_folder(path, kwargs)
     dtype = kwargs.pop("torch_dtype", dtype)
     with_info = kwargs.pop("output_loading_info", False)
     config = kwargs.pop("config", None)
     if config is None:
-        place = {name: kwargs[name] for name in _PLACE if name in kwargs}
-        config, kwargs = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **kwargs)
-        kwargs.update(place)
+        config, kwargs = _config(cls, path, kwargs)
     if not isinstance(config, cls.config_class):
         raise ValueError(f"config is {config!r}: give a {cls.config_class.__name__}")
     config.check()
@@ -45,7 +50,12 @@ def load(cls: type[Network], read: Callable[..., Any], path: Any, args: Any, dty
         check_memory(config, kind.itemsize)
     # Mismatches are let through here because they are refused below, together with all that is missing or superfluous.
     options = {**kwargs, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    model, info = read(path, *args, config=config, dtype=dtype, **options)
+    try:
+        model, info = read(path, *args, config=config, dtype=dtype, **options)
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of any type: safetensors has its own, parsers raise what they happen to
+        raise ValueError(f"the weights in {path} cannot be loaded: {type(error).__name__}: {error}") from error
     wrong = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
     if wrong:
         what = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys)}" for kind, keys in wrong.items())
@@ -53,6 +63,51 @@ def load(cls: type[Network], read: Callable[..., Any], path: Any, args: Any, dty
             f"the weights in {path} are not those of this configuration: {what}. Load the one saved with them"
         )
     return (model, info) if with_info else model
+
+
+def _config(cls: type[Network], path: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(configuration under `path`, options that are none of its fields). Raises ValueError naming file and field."""
+    file = Path(path, options.get("subfolder") or "", "config.json")
+    data = read_json(file) if file.is_file() else {}
+    kind, stored = data.get("model_type"), data.get("dtype")
+    checked(f"dtype in {file}", stored, stored is None or isinstance(stored, str), "give the name of a torch dtype")
+    if kind not in (None, cls.config_class.model_type):
+        raise ValueError(f"{file} has model_type {kind!r}, {cls.__name__} reads {cls.config_class.model_type!r}")
+    try:
+        config, rest = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **options)
+    except OSError:
+        raise
+    except Exception as error:  # of any type: the validation of transformers raises its own
+        raise ValueError(f"{file}: {error}") from error
+    return config, rest | {name: options[name] for name in _PLACE if name in options}
+
+
+def _check_folder(path: Any, options: dict[str, Any]) -> None:
+    """What can be said of a local folder before its files are read."""
+    hashes = options.pop("check_hashes", None)
+    if not isinstance(path, str | os.PathLike):
+        return
+    folder = Path(path, options.get("subfolder") or "")
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder} holds adapter_config.json, which leads to another model: load that, then its adapters"
+        )
+    if sealed(folder):
+        verify(folder, hashes is not False, None if hashes else _HASHED)
+    for file in folder.glob("model*.safetensors"):
+        _check_header(file)
+
+
+def _check_header(file: Path) -> None:
+    """Raise ValueError, naming file and tensor, for what is no safetensors file or holds integers as weights."""
+    try:
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118, not a dict
+                kind = opened.get_slice(name).get_dtype()
+                if name.endswith((".weight", ".bias")) and not kind.startswith(("F", "BF")):
+                    raise ValueError(f"{file}: {name} is of type {kind}, weights are floating point numbers")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no valid safetensors file: {error}") from error
 
 
 def grow(model: Network, vocab: VocabLayout) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from discdiff.layout import TokenBatch, VocabLayout
-from discdiff.models import checks, heads, loading
+from discdiff.models import checks, heads, loading, saving
 from discdiff.models.cache import KVCache
 
 Objective = Callable[["Network", Tensor], tuple[Tensor, Any]]
@@ -48,10 +48,21 @@ class Network(PreTrainedModel):
     def from_pretrained(cls, path: Any, *args: Any, dtype: torch.dtype | str = torch.float32, **kwargs: Any) -> Any:
         """The model saved under `path`, in `dtype` (float32 unless said; "auto" is the checkpoint's own).
 
-        Raises ValueError where a weight is missing, superfluous or of another shape, for a pickle, and for a model that
-        does not fit into memory: nothing is left at random values.
+        A manifest in the folder is compared with its files: all sizes, and SHA-256 of files up to 1 GiB, or of all with
+        `check_hashes=True`, of none with False. Raises ValueError where the folder is damaged, a weight is missing,
+        superfluous or of another shape, for a pickle, and for a model that does not fit into memory: nothing is left at
+        random values.
         """
         return loading.load(cls, super().from_pretrained, path, args, dtype, kwargs)
+
+    def save_pretrained(self, save_directory: Any, *, sealed: bool = True, **options: Any) -> None:
+        """Write config.json and safetensors, a manifest of both, and README.md unless that was edited by hand.
+
+        The folder appears complete or not at all; other files in one that exists stay, and a mixture of an old and a new
+        model is refused by `from_pretrained`. sealed=False writes without manifest and card. options: as in transformers.
+        Raises OSError naming path and free bytes where it does not fit.
+        """
+        saving.save(self, super().save_pretrained, save_directory, sealed, options)
 
     def forward(
         self,

@@ -9,18 +9,12 @@ import torch
 from torch import Tensor
 
 from discdiff.config import from_dict
-from discdiff.denoisers import ModelDenoiser
+from discdiff.denoisers import denoiser_of, process_of
 from discdiff.layout import LAYOUTS, Layout, Segment, TokenBatch, make_batch
-from discdiff.processes import TYPES, Absorbing, Process
 from discdiff.sampling.loop import Seed
 from discdiff.sampling.sampler import Sampler
 from discdiff.sampling.sampler import sampler as build
 from discdiff.types import Info, State
-
-
-def process_of(model: Any) -> Process:
-    """The process a model was trained for; absorbing where its configuration names none."""
-    return from_dict(model.config.process, TYPES) if model.config.process else Absorbing()
 
 
 def generate(
@@ -50,8 +44,7 @@ def generate(
         raise ValueError(
             f"rows have {len(batch.lead)} network slots, the model's max_length is {model.config.max_length}: shorten them"
         )
-    denoiser = ModelDenoiser(model, kind=model.config.prediction)
-    state, info = chosen(denoiser, batch.to(model.device), seed, callback)
+    state, info = chosen(denoiser_of(model), batch.to(model.device), seed, callback)
     return state.tokens, info
 
 

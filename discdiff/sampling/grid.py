@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from discdiff.types import Step
 
 _KNOBS = ("rate", "score_power", "temperature", "renoise", "guidance")
+_LARGEST = 64 << 20  # bytes of a saved grid
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Grid:
     guidance: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
-        times = tuple(float(t) for t in self.times)
+        times = tuple(float(_number("times", t)) for t in self.times)
         object.__setattr__(self, "times", times)
         if len(times) < 2 or not all(math.isfinite(t) and 0 <= t <= 1 for t in times):
             raise ValueError(f"grid times {_short(times)}: give at least two finite times in [0, 1]")
@@ -40,7 +42,10 @@ class Grid:
             object.__setattr__(self, name, values)
             if values and len(values) != len(self):
                 raise ValueError(f"{name} has {len(values)} values for {len(self)} steps: give one per step, or none")
-            if any(v is not None and (not math.isfinite(v) or (v < 0 and name != "guidance")) for v in values):
+            if any(
+                v is not None and (not math.isfinite(_number(name, v)) or (v < 0 and name != "guidance"))
+                for v in values
+            ):
                 raise ValueError(f"{name} {_short(values)}: every value must be finite and not negative")
 
     @classmethod
@@ -76,15 +81,28 @@ class Grid:
         """From `to_json`. Raises ValueError for malformed JSON or an unknown key."""
         try:
             data: Any = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"not a grid: {error}") from error
         if not isinstance(data, dict) or "times" not in data or set(data) - set(cls.__dataclass_fields__):
             keys = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"not a grid: it holds {keys}, a grid has times and optionally {', '.join(_KNOBS)}")
+        for name, values in data.items():
+            if not isinstance(values, list):
+                raise ValueError(f"not a grid: {name} is {values!r:.60}, give a list")
         try:
             return cls(**{name: tuple(values) for name, values in data.items()})
         except TypeError as error:
             raise ValueError(f"not a grid: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Grid:
+        """From a file. Raises ValueError naming it where it cannot be read or holds no grid."""
+        try:
+            if Path(path).stat().st_size > _LARGEST:
+                raise ValueError(f"{Path(path).stat().st_size} bytes are no grid")
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{str(path)!r}: {error}") from error
 
 
 def as_grid(grid: Grid | int | Sequence[float]) -> Grid:
@@ -92,6 +110,17 @@ def as_grid(grid: Grid | int | Sequence[float]) -> Grid:
     if isinstance(grid, Grid):
         return grid
     return Grid.uniform(grid) if isinstance(grid, int) else Grid(tuple(grid))
+
+
+def _number(name: str, value: Any) -> Any:
+    """The value. Raises ValueError for what is no number, and for integers beyond any float."""
+    try:
+        if isinstance(value, bool | str):
+            raise TypeError
+        float(value)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{name} holds {value!r:.60}: give numbers") from error
+    return value
 
 
 def _short(values: Sequence[Any]) -> str:

@@ -6,9 +6,6 @@ then renamed to `checkpoint-STEP`, then the pointer file `LATEST` replaced by a 
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import logging
 import os
 import re
@@ -17,15 +14,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from discdiff.manifest import DamageError, check_room, not_written, seal, sync, write_text
+from discdiff.manifest import verify as verify_manifest
+
 logger = logging.getLogger(__name__)
 
-MANIFEST, LATEST, FORMAT = "manifest.json", "LATEST", 1
+LATEST = "LATEST"
 _NAME = re.compile(r"checkpoint-(\d+)(-replaced)?")
-_TEMPORARY = re.compile(r"\.tmp-checkpoint-\d+-(\d+)(-old)?")
-_ROOM = 1.2
+_TEMPORARY = re.compile(r"\.tmp-(?:checkpoint-\d+|LATEST)-(\d+)(-old)?")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(DamageError):
     """A checkpoint that is incomplete, damaged, or not of the run that wants it."""
 
 
@@ -44,20 +43,12 @@ def verify(checkpoint: str | Path, hashes: bool = True) -> dict[str, Any]:
     """
     path = Path(checkpoint)
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-        int(manifest["step"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a complete checkpoint, its {MANIFEST} cannot be read: {error}") from error
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}")
-    for name, (size, digest) in files.items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != size:
-            found = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
-            raise CheckpointError(f"{path} is damaged: {name} should have {size} bytes, found {found}")
-        if hashes and _sha256(file) != digest:
-            raise CheckpointError(f"{path} is damaged: {name} does not have the SHA-256 of its manifest")
+        manifest = verify_manifest(path, hashes)
+        step = manifest.get("step")
+        if not isinstance(step, int):
+            raise DamageError(f"{path}: the step in its manifest is {step!r}")
+    except (DamageError, OSError) as error:
+        raise CheckpointError(f"{path} is not a complete checkpoint: {error}") from error
     return manifest
 
 
@@ -90,28 +81,26 @@ def write_checkpoint(
     root.mkdir(parents=True, exist_ok=True)
     _sweep(root)
     final = root / f"checkpoint-{step}"
-    free = shutil.disk_usage(root).free
-    if free < _ROOM * size:
-        need = int(_ROOM * size)
-        raise OSError(errno.ENOSPC, f"{final} needs {need} bytes, {free} are free: make room or lower keep", str(root))
+    check_room(final, size, "make room or lower keep")
     temporary = root / f".tmp-checkpoint-{step}-{os.getpid()}"
     try:
         temporary.mkdir()
         write(temporary)
-        _seal(temporary, {**manifest, "format": FORMAT, "step": step})
+        seal(temporary, closed=("*.safetensors", "*.json"), **manifest, step=step)
         _publish(temporary, final)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, Exception):
-            raise OSError(
-                errno.EIO, f"{final} ({size} bytes of tensors) was not written: {error}", str(final)
-            ) from error
+            raise not_written(final, error, size) from error
         raise
-    pointer = root / f".tmp-{LATEST}-{os.getpid()}"
-    _write(pointer, final.name + "\n")
-    pointer.replace(root / LATEST)
-    sync(root)
-    prune(root, keep, final)
+    try:
+        pointer = root / f".tmp-{LATEST}-{os.getpid()}"
+        write_text(pointer, final.name + "\n")
+        pointer.replace(root / LATEST)
+        sync(root)
+        prune(root, keep, final)
+    except OSError as error:
+        raise not_written(root / LATEST, error) from error
     return final
 
 
@@ -127,31 +116,6 @@ def prune(folder: Path, keep: int, newest: Path) -> None:
             complete += 1
         except CheckpointError:
             logger.warning("%s is incomplete and does not count among the kept ones", path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented JSON; raises TypeError for what JSON does not hold."""
-    _write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def sync(path: Path) -> None:
-    """Have the file or folder on the disk before going on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _seal(folder: Path, manifest: dict[str, Any]) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        sync(path)
-    entries = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": _sha256(p)} for p in files}
-    write_json(folder / MANIFEST, {**manifest, "files": entries})
-    sync(folder / MANIFEST)
-    for path in {path.parent for path in files} | {folder}:
-        sync(path)
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -177,11 +141,14 @@ def _remove(path: Path) -> None:
 
 def _sweep(root: Path) -> None:
     """Delete what processes that no longer live left behind."""
-    for path in root.glob(".tmp-checkpoint-*"):
+    for path in root.glob(".tmp-*"):
         match = _TEMPORARY.fullmatch(path.name)
         if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
             logger.info("removing %s of a process that is gone", path)
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
@@ -192,13 +159,3 @@ def _alive(pid: int) -> bool:
     except OSError:
         return True
     return True
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    sync(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from transformers.trainer_callback import ExportableState
 from discdiff.config import to_dict
 from discdiff.training import states
 from discdiff.training.checkpoint import CheckpointError, checkpoints, latest_checkpoint, verify, write_checkpoint
+from discdiff.training.lock import FolderLock
 
 if TYPE_CHECKING:
     from discdiff.training.trainer import DiffusionTrainer
@@ -34,6 +37,17 @@ def identity(trainer: DiffusionTrainer) -> dict[str, Any]:
         "rows_of_an_epoch": trainer.epoch_rows,
         "layout": layout,
     }
+
+
+@contextlib.contextmanager
+def locked(trainer: DiffusionTrainer) -> Iterator[None]:
+    """Within, no other process trains into the output folder. Raises OSError on every rank where one does already."""
+    lock = FolderLock(trainer.args.output_dir)
+    _first_rank(trainer.args, lock.take)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save(trainer: DiffusionTrainer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from discdiff.training.checkpoint import CheckpointError, write_json
+from discdiff.manifest import write_json
+from discdiff.models import Network
+from discdiff.training.checkpoint import CheckpointError
 
 
 def whole(x: Tensor) -> Tensor:
@@ -43,12 +45,13 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def save_weights(model: Any, tensors: dict[str, Tensor], folder: Path, original_format: bool) -> None:
     """`save_pretrained` with these tensors, or `model.safetensors` for a plain module, where tied ones are stored once.
 
-    original_format: key names of the published checkpoint that a stock model came from, rather than the module's own.
+    original_format: for use rather than to resume from: key names of the published checkpoint that a stock model came
+    from, a manifest and a model card.
     """
     if hasattr(model, "save_pretrained"):
-        known = inspect.signature(model.save_pretrained).parameters
-        options = {"save_original_format": original_format} if "save_original_format" in known else {}
-        model.save_pretrained(folder, state_dict=tensors, **options)
+        options = {"save_original_format": original_format} if isinstance(model, PreTrainedModel) else {}
+        sealed = {"sealed": original_format} if isinstance(model, Network) else {}
+        model.save_pretrained(folder, state_dict=tensors, **options, **sealed)
         return
     folder.mkdir(parents=True, exist_ok=True)
     first: dict[int, str] = {}

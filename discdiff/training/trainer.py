@@ -104,15 +104,16 @@ class DiffusionTrainer(Trainer):
         Ctrl-C or SIGTERM ends it after the current step with a checkpoint (`stopped_by` is then "signal"; "time" after
         max_seconds). Raises CheckpointError (a ValueError) if the checkpoint is damaged or of another run, or if the
         output folder holds newer ones; FloatingPointError before a step whose loss or gradient is not finite; OSError
-        where a checkpoint does not fit.
+        where a checkpoint does not fit, or another process writes into the output folder.
         """
-        self._resumed, manifest = persistence.find(self, resume)
-        self._start = manifest.get("step", 0) * self.whole
-        self.seconds, self._before, self._began, self.stopped_by = 0.0, 0.0, time.monotonic(), None
-        self._losses.clear()
-        self._sums.clear()
-        with GracefulStop() as self._stop:
-            return super().train(resume_from_checkpoint=self._resumed, **options)
+        with persistence.locked(self):
+            self._resumed, manifest = persistence.find(self, resume)
+            self._start = manifest.get("step", 0) * self.whole
+            self.seconds, self._before, self._began, self.stopped_by = 0.0, 0.0, time.monotonic(), None
+            self._losses.clear()
+            self._sums.clear()
+            with GracefulStop() as self._stop:
+                return super().train(resume_from_checkpoint=self._resumed, **options)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

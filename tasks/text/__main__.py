@@ -1,9 +1,10 @@
-"""python -m tasks.text train|sample|evaluate|energy|distill: text diffusion on your own corpus.
+"""python -m tasks.text train|finetune|sample|generate|evaluate|energy|distill: text diffusion on your own corpus.
 
 python -m tasks.text train --source book.txt --steps 5000 --out runs/book
 python -m tasks.text sample runs/book --count 4 --sampler remdm_cap --sampler.steps 64 --sampler.eta 0.04
 python -m tasks.text sample runs/book --infill "It was the ____ of times"
 python -m tasks.text evaluate runs/book
+python -m tasks.text finetune gpt2-folder --source book.txt --out runs/tuned    # docs/finetuning.md
 python -m tasks.text distill runs/book --steps 8        # a schedule of few steps, for sample --grid kl_8
 python -m tasks.text energy runs/book --steps 2000      # a critic of whole rows, for --sampler edlm --sampler.energy learned
 """
@@ -32,9 +33,11 @@ from discdiff.training import TrainingSettings
 from tasks.text import evaluate as quality
 from tasks.text import rows as text_rows
 from tasks.text.extras import load_energy, load_grid
-from tasks.text.folder import Trained, load_model, load_task, save_task
+from tasks.text.finetune import finetune
+from tasks.text.folder import Trained, is_chat, load_model, load_task, save_task
 from tasks.text.improve import distill, energy
-from tasks.text.infill import Infill
+from tasks.text.infill import Continuation, Infill
+from tasks.text.jobs import generate
 from tasks.text.settings import Chosen, Corpus, Drawing, Judged, Method, Network, Output, Request
 from tasks.text.training import config_for, fit
 
@@ -56,7 +59,7 @@ def train(argv: Sequence[str]) -> None:
     config_for(layout, network, process)  # refuses impossible sizes before the corpus is tokenised
     train_rows, valid_rows = text_rows.load_rows(corpus, tokenizer, layout)
     print(f"{len(train_rows):,} training rows and {len(valid_rows):,} validation rows of {corpus.length} tokens")
-    save_task(folder, corpus, network, method, tokenizer)
+    save_task(folder, {"corpus": corpus, "network": network, "method": method}, tokenizer)
     for name, kind in (("model", process), *([("twin", None)] if method.twin else [])):
         print(f"training {folder / name}: {method.process if kind else 'autoregressive, same budget'}", flush=True)
         fit(layout, network, kind, training, train_rows, valid_rows, folder / name, resume="auto")
@@ -128,7 +131,10 @@ def sample(argv: Sequence[str]) -> None:
     model, layout, process = load_model(folder / "model")
     assert process is not None
     read: Callable[[Tensor], list[str]]
-    if request.infill is None:
+    if request.prompt is not None:
+        begun = Continuation(layout, tokenizer, request.prompt, is_chat(folder))
+        batch, read = begun.batch(request.count, model.device), begun.texts
+    elif request.infill is None:
         batch = text_rows.blank(layout, request.count, model.device)
         read = partial(text_rows.to_text, tokenizer, layout, cut=corpus.ends, between="\n")
     else:
@@ -155,5 +161,6 @@ def sample(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     disable_progress_bar()  # of reading and writing weights
-    improve = {"energy": partial(energy, f"{PROG} energy"), "distill": partial(distill, f"{PROG} distill")}
-    sys.exit(guarded(commands(PROG, {"train": train, "sample": sample, "evaluate": evaluate, **improve})))
+    named = {"finetune": finetune, "generate": generate, "energy": energy, "distill": distill}
+    own = {"train": train, "sample": sample, "evaluate": evaluate}
+    sys.exit(guarded(commands(PROG, {**own, **{name: partial(f, f"{PROG} {name}") for name, f in named.items()}})))

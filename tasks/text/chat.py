@@ -76,7 +76,9 @@ def encode_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, answers: str = "
 
     Raises ValueError for a template whose text changes when the conversation goes on.
     """
-    encode, ids, learned, before = encoder(tokenizer), [], [], ""
+    encode, before = encoder(tokenizer), ""
+    ids: list[int] = []
+    learned: list[bool] = []
     for number, message in enumerate(chat.messages):
         last = number == len(chat.messages) - 1
         spoken = message["role"] == "assistant" and (last or answers == "all")

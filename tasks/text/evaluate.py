@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from discdiff.denoisers import ModelDenoiser
+from discdiff.denoisers import ModelDenoiser, denoiser_of
 from discdiff.kernels import Commit
 from discdiff.layout import Layout, TokenBatch
 from discdiff.metrics import Estimate, distinct, nelbo, unigram_entropy
@@ -25,8 +25,7 @@ from tasks.text.training import objective_for
 
 def run(model: Any, process: Process, batch: TokenBatch, chosen: Chosen) -> Iterator[tuple[State, Info]]:
     """The sampling run, state by state."""
-    denoiser = ModelDenoiser(model, kind=model.config.prediction)
-    return chosen.build(process).iterate(denoiser, batch, chosen.seed)
+    return chosen.build(process).iterate(denoiser_of(model), batch, chosen.seed)
 
 
 def generate(model: Any, process: Process, batch: TokenBatch, chosen: Chosen) -> Tensor:

@@ -59,4 +59,4 @@ def load_grid(folder: Path, name: str) -> Grid | None:
     if not path.exists():
         known = sorted(p.stem for p in path.parent.glob("*.json"))
         raise ValueError(f"no grid {name!r} in {str(folder)!r}: it has {', '.join(known) or 'none; distill makes one'}")
-    return Grid.from_json(path.read_text(encoding="utf-8"))
+    return Grid.load(path)

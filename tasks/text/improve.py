@@ -8,7 +8,7 @@ from pathlib import Path
 
 from discdiff.cli import parse
 from discdiff.config import checked
-from discdiff.denoisers import ModelDenoiser
+from discdiff.denoisers import denoiser_of
 from discdiff.distill import LEARNED, OBJECTIVES, SCALES, fit
 from discdiff.energy import EnergyModel, NoiseContrastive
 from discdiff.kernels import Ancestral
@@ -86,7 +86,7 @@ def distill(prog: str, argv: Sequence[str]) -> None:
     model, layout, process = _diffusion(folder)
     assert process is not None
     fitted = fit(
-        ModelDenoiser(model, kind=model.config.prediction), Ancestral(process), text_rows.blank(layout, how.rows, model.device),
+        denoiser_of(model), Ancestral(process), text_rows.blank(layout, how.rows, model.device),
         how.steps, how.teacher_steps, learn=how.learned, objective=how.objective, scale=how.scale, rounds=how.rounds,
         seed=how.seed, progress=True,
     )  # fmt: skip

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from discdiff.config import checked
 from discdiff.layout import Layout, TokenBatch, make_batch
-from tasks.text.rows import text_of
+from tasks.text.chat import render
+from tasks.text.rows import text_of, to_text
 from tasks.text.tokenizer import encoder
 
 TAILS = ("ends", "free", "absent")
@@ -67,3 +68,32 @@ class Infill:
             out += text_of(self.tokenizer, self.layout, row[at : at + len(ids)]) if given is None else given
             at += len(ids)
         return out
+
+
+class Continuation:
+    """What follows a given beginning of a row: of a text, or of a conversation by the tokenizer's chat template.
+
+    Raises ValueError for a beginning that leaves no room in a row, or gives the mask id.
+    """
+
+    def __init__(self, layout: Layout, tokenizer: PreTrainedTokenizerFast, text: str, chat: bool) -> None:
+        self.layout, self.tokenizer, mask = layout, tokenizer, layout.vocab.mask
+        said = render(tokenizer, [{"role": "user", "content": text}], ask=True) if chat else text
+        self.ids = [int(i) for i in encoder(tokenizer)([said])[0]]
+        room = layout.length - 1
+        if len(self.ids) >= room:
+            raise ValueError(f"the prompt has {len(self.ids)} tokens, a row {room}: nothing is left to write")
+        if mask in self.ids:
+            raise ValueError(f"the prompt {text!r} gives the mask id {mask}: take --infill for holes")
+
+    def batch(self, count: int, device: Any = "cpu") -> TokenBatch:
+        """`count` rows with the beginning given and the rest masked."""
+        vocab, length = self.layout.vocab, self.layout.length
+        row = [vocab.special("BOS"), *self.ids] + [vocab.mask] * (length - 1 - len(self.ids))
+        tokens = torch.tensor([row] * count, device=device)
+        given = torch.arange(length, device=device).expand_as(tokens) <= len(self.ids)
+        return make_batch(self.layout, tokens, given=given)
+
+    def texts(self, tokens: Tensor) -> list[str]:
+        """What was written, up to its end token."""
+        return to_text(self.tokenizer, self.layout, tokens[:, len(self.ids) :])

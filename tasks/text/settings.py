@@ -154,12 +154,14 @@ class Chosen(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """What to sample. infill: a text in which every run of `hole` characters is filled, one token per character;
-    save: a file of JSON lines; report: an HTML page that plays the first sample.
+    """What to sample. infill: a text in which every run of `hole` characters is filled, one token per character; prompt: the
+    beginning of the text, or what the user says to a model tuned on conversations; save: a file of JSON lines; report: an
+    HTML page that plays the first sample.
     """
 
     count: int = 8
     infill: str | None = None
+    prompt: str | None = None
     hole: str = "_"
     save: str | None = None
     report: str | None = None
@@ -167,6 +169,7 @@ class Request:
     def __post_init__(self) -> None:
         checked("count", self.count, self.count >= 1, "at least one sample")
         checked("hole", self.hole, len(self.hole) == 1, "one character")
+        checked("prompt", self.prompt, self.prompt is None or self.infill is None, "it does not go with infill")
 
 
 @dataclass(frozen=True)

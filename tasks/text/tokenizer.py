@@ -15,9 +15,12 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from discdiff.manifest import sealed, verify
+
 KINDS = ("characters", "bytes", "bpe")
 PIECE = 1 << 16  # characters; long documents are encoded in pieces of about this size where a cut changes no token
 _CHARACTER = r"[\s\S]"
+_LARGEST = 1 << 30  # bytes of a tokenizer's file
 
 # Byte-level tokenizers write byte b as a printable character: itself where Latin-1 prints it, else 256 and up (GPT-2).
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -32,7 +35,7 @@ class CharacterTokenizer(PreTrainedTokenizerFast):
         try:
             return super()._encode_plus(text, *args, **kwargs)
         except Exception as error:
-            _refuse_unknown(_strings((text, args, kwargs)), self.get_vocab(), error)
+            _refuse_unknown(_strings((text, *args[:1], kwargs.get("text_pair"))), self.get_vocab(), error)
             raise
 
 
@@ -86,19 +89,30 @@ def bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
 def load(path_or_name: str | Path) -> PreTrainedTokenizerFast:
     """A saved tokenizer of any kind, or one of the Hugging Face hub by name; its special tokens stay as they are.
 
-    Raises ValueError where none is found or it does not run on the `tokenizers` library.
+    Code that lies beside it is never run. Raises ValueError where none is found, its folder is damaged, or it does not run
+    on the `tokenizers` library.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path_or_name)
-    except (OSError, ValueError, KeyError) as error:
+        if sealed(path_or_name):
+            verify(path_or_name)
+        _check_sizes(Path(path_or_name))
+        tokenizer = AutoTokenizer.from_pretrained(path_or_name, trust_remote_code=False)
+        if isinstance(tokenizer, PreTrainedTokenizerFast) and _kind(_state(tokenizer)) == "characters":
+            tokenizer = CharacterTokenizer.from_pretrained(path_or_name)
+        tokenizer("")  # settings that nothing can be encoded with are found now
+    except Exception as error:  # of any type: both libraries below raise what their parsers happen to
         remedy = f"give one of {', '.join(KINDS)}, a folder written by save_pretrained, or a name on the hub"
         reason = " ".join(str(error).split())  # transformers writes paragraphs
         raise ValueError(f"no tokenizer loads from {str(path_or_name)!r} ({reason}); {remedy}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{str(path_or_name)!r} is a {type(tokenizer).__name__}: choose one that has a tokenizer.json")
-    if _kind(_state(tokenizer)) == "characters":
-        return CharacterTokenizer.from_pretrained(path_or_name)
     return tokenizer
+
+
+def _check_sizes(folder: Path) -> None:
+    for path in folder.glob("*.json"):
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"{path.name} has {path.stat().st_size} bytes: that is no part of a tokenizer")
 
 
 def build(kind: str, texts: Iterable[str] | None = None, vocab_size: int | None = None) -> PreTrainedTokenizerFast:
