@@ -2,15 +2,15 @@
 
 import json
 import re
+import runpy
 import shlex
-import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_docs import ENVIRONMENT, ROOT
+from test_docs import ROOT
 from test_text_task import LINES, arguments, write
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -21,6 +21,7 @@ from tasks.text import tokenizer as tokenizers
 from tasks.text.finetune import finetune
 
 STEPS = "--steps 30 --batch_size 16 --learning_rate 3e-3 --device cpu --progress false --log_every 15 --length 16"
+COMMANDS = {"finetune": partial(finetune, "finetune"), "sample": command.sample}
 SOUNDS = {"cow": "moo", "cat": "mew", "dog": "woof", "owl": "hoot"}
 
 
@@ -103,14 +104,20 @@ def test_what_cannot_be_is_refused(gpt2, lines, tmp_path, flags, message):
         tuned(lines, gpt2, tmp_path / "run", *flags.split())
 
 
-def test_the_readme_section_works_when_pasted(tmp_path):
-    text = (ROOT / "README.md").read_text().split("## Fine-tune your model")[1]
-    block = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
+def test_the_readme_section_works_when_pasted(tmp_path, monkeypatch, capsys):
+    """Its own lines, unchanged, in the order in which they stand."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## Fine-tune your model.*?```sh\n(.*?)```", text, re.DOTALL)
     assert block is not None
-    Path(tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
-    for line in block[1].splitlines():
-        words = shlex.split(line, comments=True)
-        assert words[0] == "python"
-        words[0] = sys.executable
-        done = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    lines = [shlex.split(line, comments=True) for line in block[1].splitlines()]
+    assert [line[:3] for line in lines] == [
+        ["python", "-m", name] for name in ("examples.tiny_checkpoint", *["tasks.text"] * 2)
+    ]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", lines[0][2:])
+    runpy.run_module("examples.tiny_checkpoint", run_name="__main__")
+    for line in lines[1:]:
+        COMMANDS[line[3]](line[4:])
+    out = capsys.readouterr().out
+    assert "saved to runs/tuned" in out and out.count("-" * 40) == 2
