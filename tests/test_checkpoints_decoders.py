@@ -52,6 +52,18 @@ def test_sdar_attends_by_blocks(tmp_path):
     assert (logits - stock_logits(model, IDS)[..., :60]).abs().max() > 0.01
 
 
+def test_rows_of_another_length_keep_the_attention(tmp_path):
+    _, config, state = decoder("sdar")
+    found = load_foreign(write(tmp_path, config, state))
+    ids = IDS.masked_fill(torch.arange(12) >= 4, found.vocab.mask)
+    layout = Layout(found.vocab, (Segment("text", "text", (12,)),), attention="block_causal", block=4)
+    given = ids != found.vocab.mask
+    expected = found.generate(make_batch(layout, ids, given=given), "llada", steps=8)[0]
+    assert torch.equal(found.generate(ids, "llada", steps=8)[0], expected)
+    with pytest.raises(ValueError, match="block 4 must divide the 10 positions"):
+        found.generate(ids[:, :10])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", DECODERS)
@@ -68,6 +80,25 @@ def test_there_and_back_bit_for_bit(kind, tied, dtype, tmp_path):
     assert set(again) == set(state)
     assert all(x.dtype == dtype and torch.equal(x, state[key]) for key, x in again.items())
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
+
+
+@pytest.mark.parametrize("what", ["dtypes", "head", "rows"])
+def test_uneven_checkpoints_come_back_as_they_were(what, tmp_path):
+    _, config, state = decoder("a2d-qwen3", tied=what == "head")
+    if what == "dtypes":
+        state = {key: x.bfloat16() if "proj" in key else x for key, x in state.items()}
+    elif what == "head":  # tied, and written all the same
+        state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+    else:  # far more rows than the tokenizer has ids
+        config["vocab_size"] = 700
+        state |= {
+            key: torch.arange(700 * 32).view(700, 32) / 7.0 for key in ("model.embed_tokens.weight", "lm_head.weight")
+        }
+    convert(write(tmp_path / "source", config, state), tmp_path / "ours", text_size=61)
+    convert(tmp_path / "ours", tmp_path / "back")
+    again = load_file(tmp_path / "back" / "model.safetensors")
+    assert set(again) == set(state)
+    assert all(x.dtype == state[key].dtype and torch.equal(x, state[key]) for key, x in again.items())
 
 
 def test_ids_that_the_tokenizer_does_not_define_are_banned(tmp_path):

@@ -92,6 +92,15 @@ def test_there_and_back_bit_for_bit(member, dtype, tmp_path):
         assert json.loads((back / name).read_text()) == json.loads((source / name).read_text())
 
 
+@pytest.mark.parametrize("part", ["linear.weight", "linear.bias", "mlp"])
+def test_several_dtypes_stay_what_they_were(part, tmp_path):
+    state = {key: x.bfloat16() if part in key else x for key, x in dit_state("mdlm").items()}
+    convert(folder_of(tmp_path, "mdlm", state), tmp_path / "ours", **SETTINGS["mdlm"])
+    convert(tmp_path / "ours", tmp_path / "back")
+    again = load_file(tmp_path / "back" / "model.safetensors")
+    assert all(x.dtype == state[key].dtype and torch.equal(x, state[key]) for key, x in again.items())
+
+
 def test_a_changed_weight_goes_back_changed(tmp_path):
     convert(folder_of(tmp_path, "mdlm"), tmp_path / "ours", **SETTINGS["mdlm"])
     model = load_network(tmp_path / "ours")

@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from discdiff.checkpoints.files import Source, check_keys, tokenizer_size, weights
+from discdiff.checkpoints.files import Source, check_keys, dtype_name, narrowed, tokenizer_size, weights
 from discdiff.config import to_dict
 from discdiff.layout import Layout, Segment
 from discdiff.models.config import as_json, check_count
@@ -119,8 +119,10 @@ FAMILIES = {
 _MASKS = {("llada", 126464): 126336}  # of a published table whose configuration may not say it
 
 
-def stock(source: Source, name: str, said: Mapping[str, Any], dtype: torch.dtype | None) -> PreTrainedModel:
-    """The stock model with the checkpoint's weights, all of them or a ValueError."""
+def stock(
+    source: Source, name: str, said: Mapping[str, Any], dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, dict[str, str]]:
+    """The stock model with the checkpoint's weights, all of them or a ValueError, and the dtypes they came in by key."""
     family = FAMILIES[name]
     fused = [key for key in source.shapes if ".att_proj." in key or ".block_groups." in key]
     if fused:
@@ -143,6 +145,7 @@ def stock(source: Source, name: str, said: Mapping[str, Any], dtype: torch.dtype
     check_keys(source, {theirs(key, name): shape for key, shape in own.items()}, (head,) if tied else ())
     present = {theirs(key, name): key for key in own if theirs(key, name) in source.shapes}
     found = weights(source, source.read, present)
+    dtypes = {theirs(key, name): dtype_name(x) for key, x in found.items()}
     if tied:
         embedding = found["model.embed_tokens.weight"]
         if not torch.equal(found.setdefault("lm_head.weight", embedding), embedding):
@@ -151,7 +154,7 @@ def stock(source: Source, name: str, said: Mapping[str, Any], dtype: torch.dtype
     model.load_state_dict(found, strict=True, assign=True)
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # not in checkpoints, so still on meta
-    return model.eval()
+    return model.eval(), dtypes
 
 
 def theirs(key: str, name: str) -> str:
@@ -169,14 +172,21 @@ def load(source: Source, name: str, settings: Mapping[str, Any], dtype: torch.dt
     from discdiff.models.hosted import HostedModel
 
     said = {**source.config, **settings}
-    host, shift = stock(source, name, said, dtype), said.get("shift", FAMILIES[name].shift)
+    (host, dtypes), shift = stock(source, name, said, dtype), said.get("shift", FAMILIES[name].shift)
     rows = host.config.vocab_size
     mask = said.get("mask_token_id", said.get("mask_id", _MASKS.get((name, rows))))
     if not isinstance(mask, int) or isinstance(mask, bool) or not 0 <= mask < rows:
         raise ValueError(f"mask_token_id is {mask!r} in {source.path} with {rows} ids: pass mask_token_id=...")
     size = min(said.get("text_size") or tokenizer_size(source.folder) or rows, rows)
     model = HostedModel.from_host(host, mask_token_id=mask, vocab_size=max(size, mask + 1), shift=shift)
-    model.config.origin = {"format": name, "rows": rows, "config": source.config}
+    model.config.origin = {
+        "format": name,
+        "rows": rows,
+        "config": source.config,
+        "head": theirs("lm_head.weight", name) in dtypes,
+    }
+    if len(set(dtypes.values())) > 1:
+        model.config.origin["dtypes"] = dtypes
     if FAMILIES[name].blocks:
         block: Any = said.get("block_size")
         length = model.config.max_length
@@ -192,11 +202,16 @@ def export(config: Any, source: Source) -> tuple[dict[str, Any], dict[str, Tenso
     from discdiff.models.hosted import HostedModel
 
     origin = config.origin or {}
-    model = HostedModel.from_pretrained(source.path, dtype="auto")
+    dtypes = origin.get("dtypes", {})  # of a checkpoint of several: read in the widest, then each as it came
+    model = HostedModel.from_pretrained(source.path, dtype=torch.float32 if dtypes else "auto")
     if model.vocab.modalities:
         raise ValueError(f"{source.path} has modalities beside text: {origin['format']} has no room for them")
     host = model.to_host()
     out = {theirs(key, origin["format"]): x.contiguous() for key, x in host.state_dict().items()}
-    if host.config.tie_word_embeddings:
-        del out[theirs("lm_head.weight", origin["format"])]
+    out = {key: narrowed(x, dtypes.get(key)) for key, x in out.items()}
+    head = theirs("lm_head.weight", origin["format"])
+    if host.config.tie_word_embeddings and not origin.get("head", False):
+        del out[head]
+    elif host.config.tie_word_embeddings:
+        out[head] = out[head].clone()  # a file holds each key's own bytes
     return origin["config"], out

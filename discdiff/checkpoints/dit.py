@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discdiff.checkpoints.files import Source, check_keys, weights
+from discdiff.checkpoints.files import Source, check_keys, dtype_name, narrowed, weights
 from discdiff.config import to_dict
 from discdiff.layout import Layout, Segment, VocabLayout
 from discdiff.models.config import check_count, check_memory
@@ -110,16 +110,13 @@ def load(source: Source, member: str, overrides: Mapping[str, Any], dtype: torch
         "prefix": prefix,
         "rows": rows,
         "config": source.config or said,
-        "buffers": {
-            key: {"dtype": str(x.dtype).removeprefix("torch."), "values": x.tolist()} for key, x in kept.items()
-        },
+        "buffers": {key: {"dtype": dtype_name(x), "values": x.tolist()} for key, x in kept.items()},
     }
+    found = weights(source, read, {prefix + key: key for key in names(config.num_layers, config.num_classes)})
+    config.origin["head"] = [dtype_name(found[key]) for key in (_HEAD, _HEAD_BIAS)]  # one table of ours, in the wider
     with torch.device("meta"):
         model = DitModel(config)
-    own = _to_ours(
-        weights(source, read, {prefix + key: key for key in names(config.num_layers, config.num_classes)}),
-        model.vocab.total,
-    )
+    own = _to_ours(found, model.vocab.total)
     model.load_state_dict(
         {key: x if dtype is None else x.to(dtype) for key, x in own.items()}, strict=True, assign=True
     )
@@ -145,13 +142,19 @@ def export(config: DitConfig, source: Source) -> tuple[dict[str, Any], dict[str,
         for key, mine in own.items()
         if key not in (_HEAD, _HEAD_BIAS)
     }
-    out[prefix + _HEAD], out[prefix + _HEAD_BIAS] = (
-        head[:rows, :width].contiguous(),
-        head[:rows, -1].contiguous(),
-    )
+    for key, part, dtype in zip(
+        (_HEAD, _HEAD_BIAS), (head[:rows, :width], head[:rows, -1]), _apart(origin), strict=True
+    ):
+        out[prefix + key] = narrowed(part.contiguous(), dtype)
     for key, kept in origin["buffers"].items():
         out[key] = torch.tensor(kept["values"], dtype=getattr(torch, kept["dtype"]))
     return origin["config"], out
+
+
+def _apart(origin: Mapping[str, Any]) -> list[str | None]:
+    """Dtypes of the head's weight and bias, where they came with two."""
+    found = origin.get("head") or []
+    return [*found] if len(set(found)) == 2 else [None, None]
 
 
 def _to_ours(foreign: dict[str, Tensor], total: int) -> dict[str, Tensor]:

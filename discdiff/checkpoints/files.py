@@ -203,6 +203,19 @@ def weights(source: Source, read: Callable[[str], Tensor], keys: Mapping[str, st
     return found
 
 
+def narrowed(x: Tensor, dtype: str | None) -> Tensor:
+    """A tensor in the dtype of that name where this loses nothing, else (or for None) as it is."""
+    if dtype is None:
+        return x
+    back = x.to(getattr(torch, dtype))
+    return back if torch.equal(back.to(x.dtype), x) else x
+
+
+def dtype_name(x: Tensor) -> str:
+    """Such as "bfloat16"."""
+    return str(x.dtype).removeprefix("torch.")
+
+
 def check_keys(source: Source, expected: Mapping[str, tuple[int, ...]], optional: tuple[str, ...] = ()) -> None:
     """Raise ValueError that lists every key that is missing (unless optional), superfluous, or of another shape."""
     found = source.shapes

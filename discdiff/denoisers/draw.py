@@ -11,7 +11,7 @@ from torch import Tensor
 
 STATISTICS = ("confidence", "margin", "entropy")
 LOG_PROBS = "log_probs"  # the whole row as a statistic, (n, K) float32
-_NARROW, _BLOCK = 256, 64  # columns up to which a row is cumulated whole, and columns of a block of a wider one
+_NARROW, _BLOCK = 256, 128  # columns up to which a row is cumulated whole, and columns of a block of a wider one
 _PIECE = 1 << 20  # bytes that stay in a CPU's cache while several passes are made over them
 
 
@@ -50,8 +50,8 @@ def _find(weights: Tensor, cumulated: Tensor, uniform: Tensor) -> Tensor:
     block = _first_above(cumulated, uniform)
     if width <= _NARROW:
         return block
-    edges = torch.nn.functional.pad(cumulated, (1, 0))  # of the blocks, from 0
-    low, high = edges.gather(1, torch.stack([block, block + 1], 1)).unbind(1)
+    ends = torch.stack([block - 1, block], 1)  # of the block before, and of this one
+    low, high = torch.where(ends < 0, 0.0, cumulated.gather(1, ends.clamp(min=0))).unbind(1)
     column = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=weights.device)
     inside = weights.gather(1, column.clamp(max=width - 1)).double().where(column < width, 0.0).cumsum(-1)
     rest = (uniform * cumulated[:, -1] - low) / (high - low)

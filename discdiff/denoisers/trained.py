@@ -19,5 +19,7 @@ def denoiser_of(model: Any) -> Denoiser:
     """The model as a denoiser of what it was trained to predict: clean tokens, or log scores."""
     kind = model.config.prediction
     if kind == "score":
-        return LogScore(ModelDenoiser(model, "cavity"), process_of(model), model.config.scale_by_sigma)
+        return LogScore(
+            ModelDenoiser(model, "cavity"), process_of(model), getattr(model.config, "scale_by_sigma", False)
+        )
     return ModelDenoiser(model, kind)

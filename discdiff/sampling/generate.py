@@ -54,5 +54,6 @@ def _batch(model: Any, tokens: Tensor) -> TokenBatch:
         raise ValueError(f"tokens are {what}: give int64 ids (batch, length) with {model.vocab.mask} where to fill in")
     layout = from_dict(model.config.layout, LAYOUTS) if model.config.layout else None
     if layout is None or layout.length != tokens.shape[1]:
-        layout = Layout(model.vocab, (Segment("text", "text", (tokens.shape[1],)),))
+        who: dict[str, Any] = {} if layout is None else {"attention": layout.attention, "block": layout.block}
+        layout = Layout(model.vocab, (Segment("text", "text", (tokens.shape[1],)),), **who)
     return make_batch(layout, tokens, given=tokens != layout.vocab.mask)
