@@ -87,6 +87,26 @@ def _quietly(folder):
     run(folder)
 
 
+def whole_run(folder: Path) -> str:
+    """Train to the end without a kill, in a child: the parent trains nothing, has no threads, and so may fork."""
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe(duplex=False)
+
+    def act() -> None:
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        torch.set_num_threads(1)
+        theirs.send(run(folder, every=0))
+
+    child = context.Process(target=act)
+    child.start()
+    theirs.close()
+    try:
+        return mine.recv()
+    finally:
+        child.join()
+
+
 def kill(folder: Path, draw: random.Random, longest: float) -> tuple[bool, bool, int]:
     """Start a run, wait for its first checkpoint, kill it within `longest` seconds: (killed, inside a save, its step)."""
     child = multiprocessing.get_context("fork").Process(target=_quietly, args=(folder,))
@@ -104,9 +124,8 @@ def kill(folder: Path, draw: random.Random, longest: float) -> tuple[bool, bool,
 
 def main(root: Path, kills: int, seed: int) -> dict:
     """Runs are killed until each has ended, and new ones begun, until there were `kills`."""
-    torch.set_num_threads(1)
     draw, killed, inside, survivors = random.Random(seed), 0, 0, []
-    whole = run(root / "whole", every=0)
+    whole = whole_run(root / "whole")
     while killed < kills:
         folder = root / "killed"
         shutil.rmtree(folder, ignore_errors=True)
@@ -114,7 +133,7 @@ def main(root: Path, kills: int, seed: int) -> dict:
         while killed < kills and step < STEPS:
             hit, saving, step = kill(folder, draw, 0.05)
             killed, inside = killed + hit, inside + (hit and saving)
-        survivors.append(run(folder, every=0))
+        survivors.append(whole_run(folder))
     try:
         verify(latest_checkpoint(root / "killed"))
     except DamageError:
