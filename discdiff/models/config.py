@@ -72,7 +72,7 @@ class NetworkConfig(PreTrainedConfig):
     @property
     def parameters(self) -> int:
         """Number of weights, small vectors left out."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how many weights it has: define parameters")
 
     def check(self) -> None:
         """Raise ValueError for a value that cannot be; `__init__` calls it, and so does the model."""

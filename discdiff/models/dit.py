@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -218,16 +217,6 @@ class DitModel(Network):
             every = hidden.new_full((len(hidden), len(batch.lead), hidden.shape[-1]), torch.nan)
             hidden = every.index_copy(1, columns, hidden)
         return super().select(hidden, batch, index, shift)
-
-    @property
-    def tables(self) -> list[Any]:
-        return [self.embed, self.head]
-
-    def set_input_embeddings(self, value: Any) -> None:
-        self.embed = value
-
-    def set_output_embeddings(self, new_embeddings: Any) -> None:
-        self.head = new_embeddings
 
     def _init_weights(self, module: nn.Module) -> None:
         initialise(module, self.config.initializer_range)

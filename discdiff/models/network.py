@@ -33,8 +33,8 @@ class DiscDiffOutput(ModelOutput):
 class Network(PreTrainedModel):
     """A `PreTrainedModel` over token batches: hidden states of every slot, and a head that is asked for rows of a table.
 
-    A subclass has `config` (a `NetworkConfig`), `vocab`, the module `embed`, and gives `hidden`, `tables` and, where the
-    head is not one of the tables, `head_weight`. A head with a bias gives it as a last column, and hidden states that end
+    A subclass has `config` (a `NetworkConfig`), `vocab`, the modules `embed` and `head` (or its own `tables`), and gives
+    `hidden`. A head with a bias gives it as a last column, and hidden states that end
     in a one.
     """
 
@@ -43,6 +43,8 @@ class Network(PreTrainedModel):
     _supports_sdpa = True
     caches = False
     vocab: VocabLayout
+    embed: Any
+    head: Any
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, dtype: torch.dtype | str = torch.float32, **kwargs: Any) -> Any:
@@ -106,12 +108,12 @@ class Network(PreTrainedModel):
         store: bool = False,
     ) -> Tensor:
         """(batch, slots, width) that `select` and `head_weight` turn into logits; `forward` without checks and extras."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} gives no hidden states: define hidden(batch, time, ...)")
 
     @property
     def tables(self) -> list[Any]:
         """Modules with a weight (vocab.total, width) that grow with the vocabulary, the embedding first."""
-        raise NotImplementedError
+        return [self.embed, self.head]
 
     def select(
         self, hidden: Tensor, batch: TokenBatch, index: Tensor, shift: bool = False, columns: Tensor | None = None
@@ -160,7 +162,10 @@ class Network(PreTrainedModel):
         return self.tables[0]
 
     def set_input_embeddings(self, value: Any) -> None:
-        raise NotImplementedError
+        self.embed = value
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        self.head = new_embeddings
 
     def get_output_embeddings(self) -> Any:
         return self.tables[-1]

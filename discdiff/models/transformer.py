@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -110,16 +108,6 @@ class DiscDiffModel(Network):
             return flat.index_select(0, source)
         depth = batch.layout.tables(index.device).depth[batch.slot.reshape(-1).index_select(0, index)]
         return self.outputs(flat, source, depth)
-
-    @property
-    def tables(self) -> list[Any]:
-        return [self.embed, self.head]
-
-    def set_input_embeddings(self, value: Any) -> None:
-        self.embed = value
-
-    def set_output_embeddings(self, new_embeddings: Any) -> None:
-        self.head = new_embeddings
 
     def _init_weights(self, module: nn.Module) -> None:
         initialise(module, self.config.initializer_range)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,9 +50,14 @@ def add_lora(model: Any, lora: Lora, seed: int = 0) -> list[str]:
     config = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha or 2 * lora.rank, lora_dropout=lora.dropout, target_modules=names
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator; its A are drawn anew by our own
         peft.inject_adapter_in_model(config, model)
+    generator = torch.Generator().manual_seed(seed)
+    for _, layer in _layers(model):
+        for part in layer.lora_A.values():
+            start = torch.empty(part.weight.shape)
+            nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+            part.weight.data.copy_(start)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return names
