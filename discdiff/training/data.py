@@ -178,6 +178,17 @@ def _stack(name: str, values: list[Any]) -> Tensor:
         raise ValueError(f"the items' {name!r} do not stack, each must have the same length: {error}") from error
 
 
+def unwrapped(layout: Layout | None, inputs: Mapping[str, Tensor], check: bool = False) -> tuple[Any, Tensor]:
+    """What the objective is given, and the places of a row that have noise of their own, bool (batch, places).
+
+    With a layout a TokenBatch and its `valid`; without one the collated items as they are, and one place per row.
+    """
+    if layout is None:
+        return inputs, torch.ones_like(inputs["id"], dtype=torch.bool)[:, None]
+    batch = token_batch(layout, inputs, check)
+    return batch, batch.valid
+
+
 def token_batch(layout: Layout, inputs: Mapping[str, Tensor], check: bool = False) -> TokenBatch:
     """Collated items as a TokenBatch; the slots of packed rows restart with every document of `sample` (-1: empty).
 

@@ -10,14 +10,14 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from discdiff.layout import Layout, TokenBatch
+from discdiff.layout import Layout
 from discdiff.noise import Noise
-from discdiff.training.data import KeyedRows, keyed_times, loader, token_batch
+from discdiff.training.data import KeyedRows, keyed_times, loader, unwrapped
 
 if TYPE_CHECKING:
     from discdiff.training.trainer import DiffusionTrainer
 
-Objective = Callable[[nn.Module, TokenBatch, Noise, Tensor], tuple[Tensor, dict[str, Tensor]]]
+Objective = Callable[[nn.Module, Any, Noise, Tensor], tuple[Tensor, dict[str, Tensor]]]
 EVALUATION_SEED = 0x45564C  # not the run's: models of different runs are compared on the same noise
 ROW_LOSS = "row_loss"
 _MOMENTS = ("n", "w", "wx", "w2", "w2x", "w2xx")
@@ -27,7 +27,7 @@ _MOMENTS = ("n", "w", "wx", "w2", "w2x", "w2xx")
 def evaluate_rows(
     objective: Objective,
     model: nn.Module,
-    layout: Layout,
+    layout: Layout | None,
     batches: Iterable[dict[str, Any]],
     draws: int,
     each: Callable[[], None],
@@ -39,11 +39,11 @@ def evaluate_rows(
     """
     sums = dict.fromkeys(_MOMENTS, 0.0)
     for inputs in batches:
-        batch = token_batch(layout, inputs)
-        rows, units = len(batch.tokens), []
+        batch, places = unwrapped(layout, inputs)
+        rows, units = len(places), []
         first = keyed_times(EVALUATION_SEED, inputs["epoch"], inputs["rank"])
         for draw in range(draws):
-            noise = Noise.training(EVALUATION_SEED, torch.full_like(inputs["id"], draw), inputs["id"], batch.valid)
+            noise = Noise.training(EVALUATION_SEED, torch.full_like(inputs["id"], draw), inputs["id"], places)
             loss, metrics = objective(model, batch, noise, (draw + first) / draws)
             units.append(metrics[ROW_LOSS].reshape(rows) if ROW_LOSS in metrics else loss.reshape(1))
             for name, x in metrics.items():

@@ -37,7 +37,8 @@ class DiffusionTrainer(Trainer):
 
     args: `TrainingSettings` with `output_dir=`, or `TrainingArguments`. Data set items are dictionaries of fixed-length
     arrays: `tokens` (length,) int64 and, where wanted, `valid`, `given`, `sample`, `slot`, `id`, `features.NAME`; a
-    stream's items need an integer `id`. `model` reaches the objective wrapped (DDP, FSDP). Further `options` go to
+    stream's items need an integer `id`. Without a layout (a network that reads no tokens, such as a codec) items are any
+    fixed-length arrays and the objective is given the collated dictionary. `model` reaches the objective wrapped (DDP, FSDP). Further `options` go to
     `Trainer`. Raises ValueError, before any work, for items the layout refuses, for arguments that would break
     exact resumption, and where the asked number of ranks or sharding was not reached.
 
@@ -55,7 +56,7 @@ class DiffusionTrainer(Trainer):
         model: nn.Module,
         args: TrainingSettings | TrainingArguments,
         objective: Objective,
-        layout: Layout,
+        layout: Layout | None,
         train_dataset: Any,
         eval_dataset: Any = None,
         *,
@@ -79,7 +80,7 @@ class DiffusionTrainer(Trainer):
             compile_blocks(model)
         for rows in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,))):
             if rows is not None and not isinstance(rows, IterableDataset):
-                data.token_batch(layout, data.collate(data.KeyedRows(rows).__getitems__([(0, 0, 0)])), check=True)
+                data.unwrapped(layout, data.collate(data.KeyedRows(rows).__getitems__([(0, 0, 0)])), check=True)
         self.ema: EMA | None = None
         self.stopped_by: str | None = None
         self.seconds = 0.0  # of training until the last step, resumed parts included; all ranks have the same
@@ -119,8 +120,8 @@ class DiffusionTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The objective's loss on one collated batch."""
-        batch = data.token_batch(self.layout, inputs)
-        noise = Noise.training(self.knobs.seed, inputs["epoch"], inputs["id"], batch.valid)
+        batch, places = data.unwrapped(self.layout, inputs)
+        noise = Noise.training(self.knobs.seed, inputs["epoch"], inputs["id"], places)
         times = data.keyed_times(self.knobs.seed, inputs["epoch"], inputs["rank"])
         loss, metrics = self.objective(model, batch, noise, times)
         self._losses.append((loss.detach(), inputs["id"]))
