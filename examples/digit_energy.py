@@ -15,12 +15,12 @@ import discdiff as dd
 from discdiff.energy import AutoregressiveEnergy, model_log_probs
 from tokenizers_vq import PixelTokenizer
 
-pixels, bits = PixelTokenizer(levels=2, patch=2), torch.tensor([8, 4, 2, 1])
+pixels, bits = PixelTokenizer.of(levels=2, patch=2), torch.tensor([8, 4, 2, 1])
 images, labels = torch.from_numpy(load_digits().images > 7).long(), torch.from_numpy(load_digits().target)
 vocab = dd.VocabLayout(text_size=10).extend(dd.Modality("image", 16))  # a code is a patch of four black or white pixels
 label = dd.Segment("label", "text", (1,), noised=False)
 layout = dd.Layout(vocab, (label, dd.Segment("image", "image", pixels.grid)))
-patches = vocab.to_global((pixels.encode(images) * bits).sum(-1), "image")
+patches = vocab.to_global((pixels.encode(images).codes * bits).sum(-1), "image")
 tokens = torch.cat([labels[:, None], patches], 1)
 held = images[1200:].flatten(1)
 reader = SVC().fit(held.numpy(), labels[1200:].numpy())  # the judges know the held-out digits only

@@ -14,11 +14,11 @@ import discdiff as dd
 from discdiff.distill import fit, hand_made, measure
 from tokenizers_vq import PixelTokenizer
 
-pixels, bits = PixelTokenizer(levels=2, patch=2), torch.tensor([8, 4, 2, 1])
+pixels, bits = PixelTokenizer.of(levels=2, patch=2), torch.tensor([8, 4, 2, 1])
 images, labels = torch.from_numpy(load_digits().images > 7).long(), torch.from_numpy(load_digits().target)
 vocab = dd.VocabLayout(text_size=10).extend(dd.Modality("image", 16))  # a code is a patch of four black or white pixels
 layout = dd.Layout(vocab, (dd.Segment("label", "text", (1,)), dd.Segment("image", "image", pixels.grid)))
-patches = vocab.to_global((pixels.encode(images) * bits).sum(-1), "image")
+patches = vocab.to_global((pixels.encode(images).codes * bits).sum(-1), "image")
 rows = [{"tokens": row} for row in torch.cat([labels[:, None], patches], 1)[:1200]]
 reader = SVC().fit(images[1200:].flatten(1).numpy(), labels[1200:].numpy())  # the judge knows the held-out digits only
 

@@ -201,7 +201,7 @@ def test_warped_copies_stay_pictures_and_repeat(data):
     images = data[0].images[:50]
     warped = digits.warp(images, 2, seed=3)
     assert warped.shape == (100, 8, 8) and warped.dtype == torch.int64
-    assert warped.min() >= 0 and warped.max() < digits.PIXELS.levels
+    assert warped.min() >= 0 and warped.max() < digits.PIXELS.codebook_size
     assert torch.equal(warped, digits.warp(images, 2, seed=3)) and not torch.equal(
         warped, digits.warp(images, 2, seed=4)
     )
@@ -227,7 +227,7 @@ def test_training_rows_say_what_they_show(where, data):
 def test_drawings_are_legal_and_follow_the_seed(model, where):
     labels = torch.arange(10)
     images = tasks.draw(model, where, labels, 16, seed=1)
-    assert images.shape == (10, 8, 8) and images.min() >= 0 and images.max() < digits.PIXELS.levels
+    assert images.shape == (10, 8, 8) and images.min() >= 0 and images.max() < digits.PIXELS.codebook_size
     assert torch.equal(images, tasks.draw(model, where, labels, 16, seed=1))
     assert not torch.equal(images, tasks.draw(model, where, labels, 16, seed=2))
 
@@ -249,7 +249,7 @@ def test_filling_changes_no_given_pixel(model, where, data, rows):
     hidden = torch.zeros(8, dtype=torch.bool)
     hidden[rows] = True
     assert torch.equal(filled[:, ~hidden], images[:, ~hidden]) and not torch.equal(filled[:, hidden], images[:, hidden])
-    assert filled.min() >= 0 and filled.max() < digits.PIXELS.levels
+    assert filled.min() >= 0 and filled.max() < digits.PIXELS.codebook_size
 
 
 def test_judges_tell_digits_copies_and_collapse(data):

@@ -3,21 +3,22 @@
 import pytest
 import torch
 
-from tokenizers_vq import PixelTokenizer
+from tokenizers_vq import PixelTokenizer, check_tokenizer
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_round_trip(patch):
-    tokenizer = PixelTokenizer(patch=patch)
+    tokenizer = PixelTokenizer.of(patch=patch)
     x = torch.randint(17, (5, 8, 8), generator=torch.Generator().manual_seed(0))
-    codes = tokenizer.encode(x)
+    codes = tokenizer.encode(x).codes
     assert codes.shape == tokenizer.token_shape(x.shape)
     assert torch.equal(tokenizer.decode(codes), x)
+    assert check_tokenizer(tokenizer, x, bound=0.0)["code_agreement"] == 1
 
 
 def test_depth_is_the_patch_row_by_row():
     x = torch.arange(64).reshape(1, 8, 8) % 17
-    assert PixelTokenizer(patch=2).encode(x)[0, 1].tolist() == [2, 3, 10, 11]
+    assert PixelTokenizer.of(patch=2).encode(x).codes[0, 1].tolist() == [2, 3, 10, 11]
 
 
 @pytest.mark.parametrize(
@@ -31,10 +32,10 @@ def test_depth_is_the_patch_row_by_row():
 )
 def test_bad_pictures(bad):
     with pytest.raises(ValueError, match="pictures are"):
-        PixelTokenizer().encode(bad)
+        PixelTokenizer.of().encode(bad)
 
 
 @pytest.mark.parametrize("settings", [{"levels": 1}, {"patch": 3}, {"patch": 0}])
 def test_bad_settings(settings):
     with pytest.raises(ValueError):
-        PixelTokenizer(**settings)
+        PixelTokenizer.of(**settings)

@@ -17,12 +17,12 @@ TEMPLATES = ("here is number {}", "the handwritten digit {}", "{} written by han
 LEXICON = tuple(dict.fromkeys(" ".join(TEMPLATES).replace("{}", "").split())) + WORDS
 CAPTION = 4  # words of a caption
 HELD_OUT, VALIDATION = 360, 240
-PIXELS = PixelTokenizer(levels=17, patch=2)
+PIXELS = PixelTokenizer.of(levels=17, patch=2)
 
 
 def layout() -> Layout:
     """[caption | image]: one word per slot, and the four pixels of a 2 x 2 patch packed into a slot."""
-    vocab = VocabLayout(len(LEXICON), (Modality("image", PIXELS.levels, depth=PIXELS.depth),))
+    vocab = VocabLayout(len(LEXICON), (Modality("image", PIXELS.codebook_size, depth=PIXELS.depth),))
     segments = (Segment("caption", "text", (CAPTION,)), Segment("image", "image", PIXELS.grid))
     return Layout(vocab, segments, packed=True)
 
@@ -63,7 +63,7 @@ def warp(images: Tensor, copies: int, seed: int = 0) -> Tensor:
     grid = torch.nn.functional.affine_grid(rotation, [rows, 1, 8, 8], align_corners=False)
     source = images.double().repeat(copies, 1, 1)[:, None]
     moved = torch.nn.functional.grid_sample(source, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
-    return moved[:, 0].round().long().clamp(0, PIXELS.levels - 1)
+    return moved[:, 0].round().long().clamp(0, PIXELS.codebook_size - 1)
 
 
 def caption_ids(texts: list[str]) -> Tensor:
@@ -89,7 +89,7 @@ def label_of(text: str) -> int:
 
 def rows(where: Layout, images: Tensor, texts: list[str]) -> Tensor:
     """Token rows `(n, length)` of images with captions."""
-    codes = where.vocab.to_global(PIXELS.encode(images), "image")
+    codes = where.vocab.to_global(PIXELS.encode(images).codes, "image")
     return torch.cat([caption_ids(texts), codes.flatten(1)], 1)
 
 

@@ -18,13 +18,13 @@ from tasks.demo.digits import Digits
 
 def grey(images: Tensor) -> np.ndarray:
     """Levels 0..16 as ink on paper, uint8."""
-    return (255 - images.numpy() * 255 // (digits.PIXELS.levels - 1)).astype(np.uint8)
+    return (255 - images.numpy() * 255 // (digits.PIXELS.codebook_size - 1)).astype(np.uint8)
 
 
 def views(where: Layout) -> list[Any]:
     """How the players show a row: the caption as text, the image as pixels."""
     columns = where.columns("image").reshape(1, -1, digits.PIXELS.depth)
-    place = digits.PIXELS.decode(columns)[0].numpy()
+    place = digits.PIXELS.decode_embeddings(columns)[0].numpy()
     levels = torch.zeros(where.vocab.total, dtype=torch.int64)
     for depth in range(digits.PIXELS.depth):
         first, count = where.vocab.range("image", depth)

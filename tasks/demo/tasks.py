@@ -67,7 +67,7 @@ def fill(model: Any, where: Layout, images: Tensor, texts: list[str], rows: slic
     """Images with the picture rows `rows` sampled anew from the rest and the caption."""
     place = torch.zeros(1, 8, 8, dtype=torch.int64)
     place[:, rows] = 1
-    wanted = where.columns("image")[digits.PIXELS.encode(place).reshape(-1).bool()]
+    wanted = where.columns("image")[digits.PIXELS.encode(place).codes.reshape(-1).bool()]
     batch = _batch(where, digits.rows(where, images, texts), _columns(where, wanted), model.device)
     state, _ = sample(ModelDenoiser(model), Ancestral(), batch, steps, seed=seed)
     return digits.images_of(where, state.tokens.cpu())
