@@ -1,0 +1,1 @@
+"""What the tasks of pictures, sound and motion share: fitting, generation over codes, and judges."""
