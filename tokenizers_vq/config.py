@@ -121,7 +121,7 @@ class TokenizerConfig(PreTrainedConfig):
 
 @functools.cache
 def _inherited() -> frozenset[str]:
-    """Keys of PreTrainedConfig, and those it writes into config.json by itself."""
-    return frozenset(
-        {f.name for f in fields(PreTrainedConfig)} | set(PreTrainedConfig().to_dict()) | {"attn_implementation"}
-    )
+    """Keys that transformers itself puts into configurations: its fields, private notes, and what Trainer writes."""
+    base = PreTrainedConfig()
+    trainer = ("torch_dtype", "attn_implementation", "use_cache", "num_labels", "name_or_path")
+    return frozenset((*(f.name for f in fields(base)), *vars(base), *base.to_dict(), *trainer))
