@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import types
 
@@ -11,7 +12,7 @@ from foreign_toy import DIT, HEADS, LENGTH, MASK, ROWS, bare, dit_config, dit_st
 from restated_dit import dit
 from safetensors.torch import load_file, save_file
 
-from discdiff.checkpoints import FORMATS, convert, load_foreign
+from discdiff.checkpoints import FORMATS, convert, load, load_foreign
 from discdiff.cli import _convert as convert_command
 from discdiff.models import load_network
 
@@ -284,3 +285,17 @@ def test_it_generates_legal_tokens_and_keeps_the_prompt(member, tmp_path):
         and bool((tokens < ROWS[member]).all())
         and not bool((tokens == model.vocab.mask).any())
     )
+
+
+def test_hub_name(tmp_path, monkeypatch):
+    """A name on the hub is the folder that the hub's cache has of it, for public formats and for ours."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    where, commit = tmp_path / "cache" / "models--lab--toy", "0123456789abcdef0123456789abcdef01234567"
+    (where / "refs").mkdir(parents=True)
+    (where / "refs" / "main").write_text(commit)
+    local = folder_of(tmp_path, "mdlm")
+    shutil.copytree(local, where / "snapshots" / commit)
+    found, wanted = load("lab/toy", cache_dir=tmp_path / "cache", mask_token_id=MASK), load(local, mask_token_id=MASK)
+    assert torch.equal(raw_logits(found, ids_of("mdlm"), None), raw_logits(wanted, ids_of("mdlm"), None))
+    with pytest.raises(ValueError, match="lab/none"):
+        load("lab/none", cache_dir=tmp_path / "cache")

@@ -14,7 +14,7 @@ from discdiff.config import to_dict
 from discdiff.layout import Layout, Segment, VocabLayout
 from discdiff.models.config import check_count, check_memory
 from discdiff.models.dit import TAIL, THETA, DitConfig, DitModel
-from discdiff.models.loading import _new_rows
+from discdiff.models.loading import new_rows
 from discdiff.processes import Absorbing, Process, Uniform
 from discdiff.schedules import Geometric, Linear, Schedule
 
@@ -164,7 +164,7 @@ def _to_ours(foreign: dict[str, Tensor], total: int) -> dict[str, Tensor]:
     own["head.weight"] = torch.cat([weight, weight.new_zeros(len(weight), TAIL - 1), bias[:, None]], 1)
     for seed, key in enumerate(("embed.weight", "head.weight")):
         missing = total - len(own[key])
-        own[key] = torch.cat([own[key], _new_rows(own[key], missing, seed)]) if missing else own[key]
+        own[key] = torch.cat([own[key], new_rows(own[key], missing, seed)]) if missing else own[key]
     return own
 
 

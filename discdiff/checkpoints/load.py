@@ -12,12 +12,13 @@ from discdiff.models import Network, load_network, network_type
 
 
 def load(path: str | Path, *, tokenizer: Any = None, shift: bool | None = None, **settings: Any) -> Network:
-    """The network in a folder, in a file of weights, or (stock models) under a hub name.
+    """The network in a folder, in a file of weights, or under a hub name.
 
     tokenizer: of a stock model: which ids it defines, and its mask, begin and end. shift: the slot before predicts; None
     is what the checkpoint was trained with, and for stock decoders, which predict the next token, True. settings: of
     `load_foreign` or `HostedModel.from_host`. Raises ValueError as those do.
     """
+    path = _fetched(path, settings)
     if network_type(path):
         model = load_network(path, **settings)
     elif _is_foreign(Path(path), settings):
@@ -25,11 +26,33 @@ def load(path: str | Path, *, tokenizer: Any = None, shift: bool | None = None, 
     else:
         from discdiff.models.hosted import HostedModel
 
-        model = HostedModel.from_host(path, tokenizer=tokenizer, **settings)
+        try:
+            model = HostedModel.from_host(path, tokenizer=tokenizer, **settings)
+        except OSError as error:
+            raise ValueError(f"{str(path)!r} is no folder of a model, nor is it on the hub: {error}") from error
         model.config.shift = model.family.decoder
     if shift is not None:
         model.config.shift = shift
     return model
+
+
+def _fetched(path: str | Path, settings: dict[str, Any]) -> str | Path:
+    """A hub name of ours or of `FORMATS` as the local folder of its files, anything else as it is."""
+    if Path(path).exists() or not isinstance(path, str):
+        return path
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    options = {name: settings[name] for name in ("revision", "token", "cache_dir") if name in settings}
+    try:
+        config = Path(hf_hub_download(path, CONFIG, **options))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        return path  # what it is not, the loader of stock models says
+    if not network_type(config.parent) and not _is_foreign(config.parent, settings):
+        return path
+    for name in options:
+        settings.pop(name)
+    return snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"], **options)
 
 
 def _is_foreign(path: Path, settings: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from discdiff.models.cache import KVCache
 from discdiff.models.config import TIME_FEATURES, NetworkConfig, check_count, check_memory, check_switch
 from discdiff.models.network import Network
 from discdiff.models.rotary import rotary, rotate
-from discdiff.models.transformer import _at_slots
+from discdiff.models.transformer import at_slots
 from discdiff.processes import TYPES, Absorbing, PerSegment, Process
 
 THETA = 10000.0
@@ -226,7 +226,7 @@ class DitModel(Network):
         if time is None or not self.config.time_conditioning:
             sigma = torch.zeros(1, 1, dtype=torch.float64, device=batch.tokens.device)
         else:
-            value = _at_slots(time, batch.tokens, lead)
+            value = at_slots(time, batch.tokens, lead)
             sigma = -self.process.marginal(value.double(), 2).keep.clamp(min=_LEAST_ALPHA).log()
         condition = self.sigma(sigma)
         if self.label is None:

@@ -312,7 +312,7 @@ def _read(path: str | Path, options: dict[str, Any]) -> Any:
 
     if options.pop("trust_remote_code", False):
         raise ValueError("trust_remote_code is True: no code of a checkpoint is run here, leave it out")
-    loading._check_folder(path, options)
+    loading.check_folder(path, options)
     place = {name: options[name] for name in loading._PLACE if name in options}
     values, _ = PreTrainedConfig.get_config_dict(str(path), **place)
     family = family_of(values.get("model_type"))

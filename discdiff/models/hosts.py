@@ -135,7 +135,7 @@ def with_rows(host: Any, family: Family, rows: int, used: int) -> None:
         old = table.weight
         if id(old) not in made:
             more = rows - len(old)
-            new = old[:rows].clone() if more <= 0 else torch.cat([old, loading._new_rows(old[:used], more, len(made))])
+            new = old[:rows].clone() if more <= 0 else torch.cat([old, loading.new_rows(old[:used], more, len(made))])
             made[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
         table.weight = made[id(old)]
         setattr(table, "num_embeddings" if isinstance(table, nn.Embedding) else "out_features", rows)

@@ -36,7 +36,7 @@ def load(cls: type[Network], read: Callable[..., Any], path: Any, args: Any, dty
         )
     if kwargs.pop("use_safetensors", True) is False:
         raise ValueError("use_safetensors=False reads pickles, which can run code: convert the weights to safetensors")
-    _check_folder(path, kwargs)
+    check_folder(path, kwargs)
     dtype = kwargs.pop("torch_dtype", dtype)
     with_info = kwargs.pop("output_loading_info", False)
     config = kwargs.pop("config", None)
@@ -82,7 +82,7 @@ def _config(cls: type[Network], path: Any, options: dict[str, Any]) -> tuple[Any
     return config, rest | {name: options[name] for name in _PLACE if name in options}
 
 
-def _check_folder(path: Any, options: dict[str, Any]) -> None:
+def check_folder(path: Any, options: dict[str, Any]) -> None:
     """What can be said of a local folder before its files are read."""
     hashes = options.pop("check_hashes", None)
     if not isinstance(path, str | os.PathLike):
@@ -119,7 +119,7 @@ def grow(model: Network, vocab: VocabLayout) -> None:
     for table in model.tables:
         old = table.weight
         if id(old) not in grown:
-            rows = _new_rows(old.detach()[:used], vocab.total - used, len(grown))
+            rows = new_rows(old.detach()[:used], vocab.total - used, len(grown))
             grown[id(old)] = nn.Parameter(torch.cat([old.detach()[:used], rows]), requires_grad=old.requires_grad)
         table.weight = grown[id(old)]
     for table in model.tables:
@@ -141,7 +141,7 @@ def _extends(vocab: VocabLayout, old: VocabLayout) -> bool:
     return replace(vocab, modalities=vocab.modalities[: len(old.modalities)]) == old
 
 
-def _new_rows(old: Tensor, count: int, seed: int) -> Tensor:
+def new_rows(old: Tensor, count: int, seed: int) -> Tensor:
     wide = old.double()
     noise = Noise.seeded(seed, torch.ones(1, count, dtype=torch.bool, device=old.device)).normal(LATENT, old.shape[1])
     return (wide.mean(0) + _NOISE * wide.std(0, correction=0) * noise[0]).to(old.dtype)

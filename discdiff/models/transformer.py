@@ -78,7 +78,7 @@ class DiscDiffModel(Network):
         lead = batch.lead if columns is None else batch.lead[columns]
         slot = (batch.slot[:1] if batch.unrestricted else batch.slot)[:, lead]
         attend = self._attend(batch, columns, cache, store)
-        condition = None if self.time is None or time is None else self.time(_at_slots(time, batch.tokens, lead))
+        condition = None if self.time is None or time is None else self.time(at_slots(time, batch.tokens, lead))
         x = self.inputs(self.embed, batch, columns) if inputs is None else inputs
         cos, sin = rotary(batch, slot, self.config.head_dim, self.config.rope_theta, x.dtype)
         for block in self.blocks:
@@ -119,7 +119,7 @@ class DiscDiffModel(Network):
         return attend_all(batch, compiled_flex() if is_flex and self.dtype != torch.float64 else None)
 
 
-def _at_slots(time: Tensor | float, tokens: Tensor, lead: Tensor) -> Tensor:
+def at_slots(time: Tensor | float, tokens: Tensor, lead: Tensor) -> Tensor:
     value = per_position(time, tokens)
     if tuple(value.shape) not in ((), (len(tokens), 1), tuple(tokens.shape)):
         raise ValueError(

@@ -38,9 +38,9 @@ class DiffusionTrainer(Trainer):
     args: `TrainingSettings` with `output_dir=`, or `TrainingArguments`. Data set items are dictionaries of fixed-length
     arrays: `tokens` (length,) int64 and, where wanted, `valid`, `given`, `sample`, `slot`, `id`, `features.NAME`; a
     stream's items need an integer `id`. Without a layout (a network that reads no tokens, such as a codec) items are any
-    fixed-length arrays and the objective is given the collated dictionary. `model` reaches the objective wrapped (DDP, FSDP). Further `options` go to
-    `Trainer`. Raises ValueError, before any work, for items the layout refuses, for arguments that would break
-    exact resumption, and where the asked number of ranks or sharding was not reached.
+    fixed-length arrays and the objective is given the collated dictionary. `model` reaches the objective wrapped (DDP,
+    FSDP). Further `options` go to `Trainer`. Raises ValueError, before any work, for items the layout refuses, for
+    arguments that would break exact resumption, and where the asked number of ranks or sharding was not reached.
 
     The noise of a row is keyed by (seed, epoch, id), its time by (seed, epoch, rank in the epoch's order): up to rounding
     a run does not depend on workers, ranks or accumulation, and a resumed one equals an uninterrupted one bit for bit.
