@@ -39,6 +39,7 @@ def test_killed_five_times(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_fifty_times_fifteen_of_them_inside_a_save(tmp_path):
     found = killed(tmp_path, 50, 1)
     print(found["kills"], "kills,", found["inside"], "inside a save,", len(found["survivors"]), "runs")
@@ -97,6 +98,7 @@ def test_a_failure_at_every_write_of_a_save(tmp_path, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_failure_at_every_write_of_a_run(tmp_path, whole):
     calls, expected = whole
     found = [fails_and_goes_on(tmp_path / "run", at, expected) for at in range(1, calls + 1)]
