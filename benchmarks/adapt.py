@@ -1,13 +1,14 @@
 """A stock decoder, trained autoregressively and then adapted to masked diffusion, against masked diffusion from scratch.
 
-    python -m benchmarks.adapt [--seeds 0,1,2] [--steps 1000]      # novels19c, 64 characters a row
+    python -m benchmarks.adapt [--seeds 0,1,2] [--steps 400,1000]      # novels19c, 64 characters a row
 
-Both diffusion runs have the same network (Qwen3's, from transformers), settings and noise; the adapted one starts from the
-autoregressive weights, whose own cost stands beside, and has half the steps. The comparison counts where training from
+All diffusion runs have the same network (Qwen3's, from transformers), settings and noise; the adapted ones start from the
+autoregressive weights, whose own cost stands beside, and have half the steps. A comparison counts where training from
 scratch ends at least 15 % below the entropy of the character frequencies. A finished training is not repeated: an
 interrupted run of this script goes on.
 """
 
+import copy
 import json
 import os
 import sys
@@ -33,18 +34,19 @@ from tasks.text.training import objective_for
 
 DATA = Path(os.environ.get("DISCDIFF_DATA", "../shared/data")) / "novels19c"
 LENGTH, GRAMS = 64, 4_000_000  # characters that the n-grams are counted on
+AR = "autoregressive"
 BELOW = 0.85  # of the unigram entropy: training from scratch that learned no more than that proves nothing
 
 
 @dataclass(frozen=True)
 class Adapt:
-    """steps: from scratch, and twice those of adapting; pretraining: autoregressive steps; evals: bounds measured on the
-    way; valid: rows they are measured on.
+    """steps: budgets from scratch, each twice that of adapting; pretraining: autoregressive steps; evals: bounds measured
+    on the way; valid: rows they are measured on.
     """
 
     seeds: str = "0,1,2"
-    steps: int = 1000
-    pretraining: int = 4000
+    steps: str = "400,1000"
+    pretraining: int = 1000
     evals: int = 10
     valid: int = 500
     hidden_size: int = 96
@@ -53,6 +55,11 @@ class Adapt:
     learning_rate: float = 5e-3
     out: str = "runs/adapt"
     save: bool = True
+
+    @property
+    def budgets(self) -> list[int]:
+        """Steps from scratch."""
+        return [int(n) for n in self.steps.split(",")]
 
 
 def stock(vocab_size: int, settings: Adapt, seed: int) -> Any:
@@ -71,7 +78,7 @@ def stock(vocab_size: int, settings: Adapt, seed: int) -> Any:
 
 
 class Bench:
-    """The corpus, its rows, and the three trainings of a seed."""
+    """The corpus, its rows, and the trainings of a seed."""
 
     def __init__(self, settings: Adapt) -> None:
         self.settings, self.folder = settings, Path(settings.out)
@@ -109,17 +116,22 @@ class Bench:
         print(f"{name}, seed {seed}: " + " ".join(f"{step}:{loss:.3f}" for step, loss, _ in found), flush=True)
         return found
 
-    def three(self, seed: int) -> dict[str, list[tuple[int, float, float]]]:
-        """Autoregressive, adapted from it in half the steps, and from scratch."""
-        steps, objective = self.settings.steps, objective_for(Absorbing())
-        model, causal = self.model(seed, shift=True), replace(self.layout, attention="causal")
-        return {
-            "autoregressive": self.fit(
-                "autoregressive", model, Autoregressive(), causal, seed, self.settings.pretraining
-            ),
-            "adapted": self.fit("adapted", model, objective, self.layout, seed, steps // 2),
-            "scratch": self.fit("scratch", self.model(seed), objective, self.layout, seed, steps),
+    def all(self, seed: int) -> dict[str, list[tuple[int, float, float]]]:
+        """Autoregressive, and for every budget adapted from it in half the steps, and from scratch."""
+        objective, causal = objective_for(Absorbing()), replace(self.layout, attention="causal")
+        trained = self.model(seed, shift=True)
+        found = {
+            f"{AR}, {self.settings.pretraining}": self.fit(
+                AR, trained, Autoregressive(), causal, seed, self.settings.pretraining
+            )
         }
+        for steps in self.settings.budgets:
+            adapted, scratch = copy.deepcopy(trained), self.model(seed)
+            found[f"adapted, {steps // 2}"] = self.fit(
+                f"adapted-{steps // 2}", adapted, objective, self.layout, seed, steps // 2
+            )
+            found[f"scratch, {steps}"] = self.fit(f"scratch-{steps}", scratch, objective, self.layout, seed, steps)
+        return found
 
     def grams(self) -> dict[str, float]:
         """Nats per character of what has to be beaten, on the same validation rows."""
@@ -147,14 +159,17 @@ def main(argv: Sequence[str]) -> None:
     note("parameters", bench.model(0).num_parameters(), "weights")
     curves: dict[int, Any] = {}
     for seed in seeds:
-        found = curves[seed] = bench.three(seed)
+        found = curves[seed] = bench.all(seed)
         last = {name: curve[-1][1] * per for name, curve in found.items()}
         for name, value in last.items():
-            note(f"seed {seed}: {name}, at the end", value, "nats per character")
-            note(f"seed {seed}: {name}, steps", found[name][-1][0], "")
-            note(f"seed {seed}: {name}, training", found[name][-1][2], "s")
-        note(f"seed {seed}: scratch / unigram", last["scratch"] / grams["unigram"], "ratio", f"<= {BELOW}")
-        note(f"seed {seed}: adapted in half the steps / scratch", last["adapted"] / last["scratch"], "ratio", "<= 1")
+            note(f"seed {seed}: {name} steps", value, "nats per character")
+            note(f"seed {seed}: {name} steps, training", found[name][-1][2], "s")
+        for steps in settings.budgets:
+            scratch, adapted = last[f"scratch, {steps}"], last[f"adapted, {steps // 2}"]
+            note(f"seed {seed}: scratch, {steps} steps / unigram", scratch / grams["unigram"], "ratio", f"<= {BELOW}")
+            note(
+                f"seed {seed}: adapted, {steps // 2} steps / scratch, {steps} steps", adapted / scratch, "ratio", "<= 1"
+            )
     (bench.folder / "curves.json").write_text(json.dumps(curves, indent=1), encoding="utf-8")
     if settings.save:
         record("adapt", figures, data="novels19c, characters, 64 a row", seeds=seeds)

@@ -104,6 +104,7 @@ _HOME = {
         "stride_sample",
     ),
     "discdiff.jobs": ("read_job", "run_job"),
+    "discdiff.unified": ("Part", "Template", "UnifiedTokenizer"),
     "discdiff.models": (
         "DiscDiffConfig",
         "DiscDiffModel",

@@ -18,7 +18,7 @@ LAYERS = (
     ("processes", "schedules", "layout", "noise", "models", "clocks", "maskers"),
     ("kernels", "correctors", "scores", "rules", "denoisers", "objectives", "proposals"),
     ("sampling", "distill", "anchoring", "energy", "joint", "metrics", "testing"),
-    ("cli", "training", "report", "checkpoints", "checking", "jobs", "lm_eval"),
+    ("cli", "training", "report", "checkpoints", "checking", "jobs", "lm_eval", "unified"),
     ("__init__", "__main__"),  # the package's front door: names what is below, imported by nobody
 )
 LAYER = {group: level for level, groups in enumerate(LAYERS) for group in groups}

@@ -7,7 +7,7 @@ from discdiff.training import TrainingSettings
 from tasks.common.fitting import Arrays, Reconstruction, fit
 from tasks.common.generation import Coded, Rows, draw, layout_for, train
 from tasks.common.judge import accuracy, train_judge
-from tokenizers_vq import ModalityTokenizer, TokenizerConfig, check_tokenizer
+from tokenizers_vq import ModalityTokenizer, PixelTokenizer, TokenizerConfig, check_tokenizer, load_tokenizer
 from tokenizers_vq.base import Latents
 
 
@@ -151,3 +151,16 @@ def test_damaged_folders(tmp_path):
         Plain.from_pretrained(tmp_path / "u", torch_dtypo="x")
     with pytest.raises(ValueError, match="codes"):
         tokenizer.decode(torch.full((1, 2, 1), 8))
+
+
+def test_hub_name(tmp_path, monkeypatch):
+    """A name on the hub is the folder that the hub's cache has of it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    where = tmp_path / "cache" / "models--lab--pixels"
+    (where / "refs").mkdir(parents=True)
+    (where / "refs" / "main").write_text(commit)
+    PixelTokenizer.of(levels=5).save_pretrained(where / "snapshots" / commit)
+    assert load_tokenizer("lab/pixels", cache_dir=tmp_path / "cache").codebook_size == 5
+    with pytest.raises(ValueError, match="lab/none"):
+        load_tokenizer("lab/none", cache_dir=tmp_path / "cache")

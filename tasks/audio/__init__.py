@@ -1,0 +1,1 @@
+"""Sound: a tokenizer trained on your own, and generation by class."""

@@ -1,0 +1,1 @@
+"""Pictures as codes: `python -m tasks.image tokenizer train|evaluate|refit`."""

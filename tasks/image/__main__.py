@@ -1,0 +1,26 @@
+"""python -m tasks.image tokenizer train|evaluate|refit: a codebook for your own pictures.
+
+python -m tasks.image tokenizer train --source pictures/ --size 64 --out runs/image
+python -m tasks.image tokenizer train --source train-images-idx3-ubyte.gz --channels 1 --valid_last 2000 --out runs/digits
+python -m tasks.image tokenizer train --source tiles.parquet --strides 2,2 --codebook_size 1024 --out runs/tiles
+python -m tasks.image tokenizer evaluate runs/image
+python -m tasks.image tokenizer refit runs/image --codes 1024 --out runs/image_1024    # where the codebook collapsed
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+from transformers.utils.logging import disable_progress_bar
+
+from discdiff.cli import commands, guarded
+from tasks.image.tokenizer import evaluate, refit_command, train
+
+PROG = "python -m tasks.image"
+
+if __name__ == "__main__":
+    disable_progress_bar()  # of reading and writing weights
+    named = {"train": train, "evaluate": evaluate, "refit": refit_command}
+    inner = commands(f"{PROG} tokenizer", {n: partial(f, f"{PROG} tokenizer {n}") for n, f in named.items()})
+    sys.exit(guarded(commands(PROG, {"tokenizer": inner})))

@@ -1,0 +1,194 @@
+"""Pictures from folders, idx files, parquet files and `datasets`, as one uint8 tensor (n, channels, height, width)."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from tasks.image.settings import Pictures
+
+HUB = "hf:"
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+
+
+class Read(NamedTuple):
+    """Pictures uint8 (n, channels, height, width), and the names of those that could not be read."""
+
+    x: Tensor
+    damaged: list[str]
+
+
+def load(pictures: Pictures, channels: int) -> tuple[Tensor, Tensor]:
+    """Training and validation pictures. Raises ValueError where one of them is empty."""
+    x = read(pictures.source, pictures, channels).x
+    if pictures.valid is not None:
+        return x, read(pictures.valid, pictures, channels).x
+    held = torch.zeros(len(x), dtype=torch.bool)
+    if pictures.valid_last:
+        held[-pictures.valid_last :] = True
+    else:
+        held[:: max(2, round(1 / pictures.valid_fraction))] = True
+    if bool(held.all()):
+        raise ValueError(
+            f"{pictures.source!r} has {len(x)} pictures: too few to keep {int(held.sum())} back, give valid="
+        )
+    return x[~held], x[held]
+
+
+def read(source: str, pictures: Pictures, channels: int) -> Read:
+    """All pictures of a source. Raises ValueError for a source that is not there, holds none, or holds damaged ones
+    (unless pictures.damaged is "skip"; then they are named), and for pictures of unlike sizes.
+    """
+    if channels not in MODES:
+        raise ValueError(f"channels is {channels}: pictures are read with 1 (grey), 3 (RGB) or 4 (RGBA)")
+    path = Path(source)
+    if source.startswith(HUB):
+        found = _hub(source.removeprefix(HUB), pictures)
+    elif path.is_dir():
+        found = _folder(path)
+    elif not path.is_file():
+        raise ValueError(f"there is no {source!r}: give a folder, an idx or parquet file, or {HUB}NAME")
+    elif path.suffix == ".parquet":
+        found = _parquet(path, pictures.image_field)
+    else:
+        found = ((f"{source}[{i}]", partial(_open, a)) for i, a in enumerate(_idx_pictures(path)))
+    rows: list[np.ndarray] = []
+    damaged: list[str] = []
+    first = ""
+    for name, opened in found:
+        try:
+            row = _array(opened(), channels, pictures.size)
+        except UNREADABLE as error:
+            damaged.append(f"{name} ({error if type(error) is ValueError else type(error).__name__})")
+            continue
+        first = first or name
+        if rows and row.shape != rows[0].shape:
+            a, b = ("{1} x {2}".format(*shape) for shape in (row.shape, rows[0].shape))
+            raise ValueError(f"{name} is {a}, {first} {b}: give size= to cut all pictures to one square")
+        rows.append(row)
+    if damaged:
+        shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+        message = f"{len(damaged)} of {len(damaged) + len(rows)} pictures of {source!r} cannot be read: {shown}"
+        if pictures.damaged == "stop":
+            raise ValueError(f'{message}; mend or remove them, or leave them out with damaged="skip"')
+        print(f"left out: {message}")
+    if not rows:
+        raise ValueError(f"{source!r} holds no picture of {', '.join(sorted(SUFFIXES))}")
+    return Read(torch.from_numpy(np.stack(rows)), damaged)
+
+
+Opened = Iterator[tuple[str, Callable[[], Image.Image]]]
+
+
+def _array(image: Image.Image, channels: int, size: int) -> np.ndarray:
+    """(channels, height, width) uint8; what is transparent is laid on white. Raises ValueError for floats and 32 bits."""
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode}, not 8 or 16 bits a channel")
+    if image.mode.startswith("I;16"):  # Pillow would cut these at 255
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if channels != 4 and ("A" in image.getbands() or "transparency" in image.info):
+        clear = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+    image = image.convert(MODES[channels])
+    if size:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+        image = image if side == size else image.resize((size, size), Image.Resampling.LANCZOS)
+    array = np.array(image, dtype=np.uint8)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _open(data: Any) -> Image.Image:
+    """A picture from its path, its bytes, or what `datasets` and parquet files hold; decoded now, so damage shows here."""
+    if isinstance(data, dict):
+        data = data["bytes"] if data.get("bytes") is not None else data.get("path")
+    if data is None:
+        raise ValueError("no picture in this row")
+    if isinstance(data, np.ndarray | list):
+        return Image.fromarray(np.asarray(data, dtype=np.uint8))
+    image = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+    image.load()
+    return image
+
+
+def _taken(rows: Any, index: int, field: str) -> Image.Image:
+    return _open(rows[index][field])
+
+
+def _folder(path: Path) -> Opened:
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    for file in files:
+        yield str(file), partial(_open, file)
+
+
+def _parquet(path: Path, field: str) -> Opened:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = ParquetFile(path)
+        if field not in file.schema_arrow.names:
+            raise ValueError(f"{str(path)!r} has the columns {file.schema_arrow.names}: name one with image_field=")
+        row = 0
+        for batch in file.iter_batches(256, columns=[field]):
+            for data in batch.column(0).to_pylist():
+                yield f"{path}[{row}]", partial(_open, data)
+                row += 1
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{str(path)!r} is no whole parquet file ({error}): fetch it again") from error
+
+
+def _hub(name: str, pictures: Pictures) -> Opened:
+    import datasets  # seconds to import, so only where it is used
+
+    try:
+        rows = datasets.load_dataset(name, pictures.dataset_config, split=pictures.split)
+    except (OSError, ValueError) as error:
+        remedy = "check the source, dataset_config= and split=, and the connection"
+        raise ValueError(f"datasets finds no split {pictures.split!r} of {name!r} ({error}); {remedy}") from error
+    field = pictures.image_field
+    if field not in rows.column_names:
+        raise ValueError(f"{name!r} has the columns {rows.column_names}: name one with image_field=")
+    if isinstance(rows.features[field], datasets.Image):
+        rows = rows.cast_column(field, datasets.Image(decode=False))  # damaged ones are then met one by one
+    for i in range(len(rows)):
+        yield f"{HUB}{name}[{i}]", partial(_taken, rows, i, field)
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """The array of an idx file of bytes, plain or gzipped. Raises ValueError for a damaged file and another type."""
+    path = Path(path)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{str(path)!r} is a damaged gzip file ({error}): fetch it again") from error
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise ValueError(f"{str(path)!r} is no picture folder, parquet file or idx file of bytes: check the path")
+    axes = data[3]
+    shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes]) if len(data) >= 4 + 4 * axes else ()
+    size = len(data) - 4 - 4 * axes
+    if not shape or size != int(np.prod(shape, dtype=np.int64)):
+        raise ValueError(f"{str(path)!r} holds {size} bytes for the shape {shape}: it is cut off, fetch it again")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+def _idx_pictures(path: Path) -> np.ndarray:
+    array = read_idx(path)
+    if array.ndim not in (3, 4):
+        raise ValueError(f"{str(path)!r} holds {array.shape}, no pictures (n, height, width): is it the labels?")
+    return array

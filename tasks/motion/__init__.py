@@ -1,0 +1,1 @@
+"""Motion: tokenizers of skeletons' movements, and movements generated from captions."""

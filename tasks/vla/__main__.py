@@ -1,0 +1,31 @@
+"""python -m tasks.vla tokenizer fit bins|dct|fast|chunks, and evaluate: codes for robot actions.
+
+python -m tasks.vla tokenizer fit fast --scale 10 --out runs/actions           # of a small world's expert
+python -m tasks.vla tokenizer fit bins --source demos.npz --chunk 8 --raw 6    # action (frames, 7), episode_index (frames,)
+python -m tasks.vla tokenizer fit bins --spacing openvla --codebook_size 255 --statistics dataset_statistics.json --key bridge
+python -m tasks.vla tokenizer fit dct --source lerobot/data --frequencies 4    # a folder of parquet files
+python -m tasks.vla tokenizer fit chunks --num_quantizers 4 --steps 2000       # learned, by gradients
+python -m tasks.vla tokenizer evaluate runs/actions
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+from transformers.utils.logging import disable_progress_bar
+
+from discdiff.cli import commands, guarded
+from tasks.vla.settings import KINDS
+from tasks.vla.tokenizer import evaluate, fit
+
+PROG = "python -m tasks.vla"
+FIT = f"{PROG} tokenizer fit"
+
+FITS = commands(FIT, {kind: partial(fit, kind, f"{FIT} {kind}") for kind in KINDS})
+EVALUATE = partial(evaluate, f"{PROG} tokenizer evaluate")
+MAIN = commands(PROG, {"tokenizer": commands(f"{PROG} tokenizer", {"fit": FITS, "evaluate": EVALUATE})})
+
+if __name__ == "__main__":
+    disable_progress_bar()  # of reading and writing weights
+    sys.exit(guarded(MAIN))

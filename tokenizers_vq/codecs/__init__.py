@@ -1,0 +1,1 @@
+"""Codecs that exist, behind the contract of all tokenizers."""
