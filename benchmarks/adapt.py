@@ -1,6 +1,6 @@
 """A stock decoder, trained autoregressively and then adapted to masked diffusion, against masked diffusion from scratch.
 
-    python -m benchmarks.adapt [--seeds 0,1,2] [--steps 400,1000]      # novels19c, 64 characters a row
+    python -m benchmarks.adapt [--seeds 0,1,2] [--steps 1000]      # novels19c, 64 characters a row
 
 All diffusion runs have the same network (Qwen3's, from transformers), settings and noise; the adapted ones start from the
 autoregressive weights, whose own cost stands beside, and have half the steps. A comparison counts where training from
@@ -45,14 +45,15 @@ class Adapt:
     """
 
     seeds: str = "0,1,2"
-    steps: str = "400,1000"
-    pretraining: int = 1000
+    steps: str = "1000"
+    pretraining: int = 1500
     evals: int = 10
     valid: int = 500
     hidden_size: int = 96
     num_layers: int = 3
     batch_size: int = 64
-    learning_rate: float = 5e-3
+    learning_rate: float = 3e-3
+    optimizer: str = "adamw"
     out: str = "runs/adapt"
     save: bool = True
 
@@ -105,7 +106,7 @@ class Bench:
         training = TrainingSettings(
             seed=seed, steps=steps, batch_size=s.batch_size, learning_rate=s.learning_rate, warmup=min(20, steps),
             weight_decay=0.02, betas=(0.9, 0.98), eval_every=max(1, steps // s.evals), eval_batch_size=128,
-            eval_draws=2, log_every=100, progress=False, schedule="cosine", optimizer="muon",
+            eval_draws=2, log_every=100, progress=False, schedule="cosine", optimizer=s.optimizer,
         )  # fmt: skip
         trainer = DiffusionTrainer(model, training, objective, layout, self.train, self.held, output_dir=folder)
         trainer.train("auto")

@@ -9,6 +9,7 @@ from tasks.common.generation import Coded, Rows, draw, layout_for, train
 from tasks.common.judge import accuracy, train_judge
 from tokenizers_vq import ModalityTokenizer, PixelTokenizer, TokenizerConfig, check_tokenizer, load_tokenizer
 from tokenizers_vq.base import Latents
+from tokenizers_vq.quantizers import orthogonality
 
 
 class PlainConfig(TokenizerConfig):
@@ -117,6 +118,21 @@ def test_every_quantizer_keeps_the_contract(settings, tmp_path, monkeypatch):
     mask = torch.ones(256, 6, dtype=torch.bool)
     mask[:, 4:] = False
     assert trained.encode(x, mask).codes[:, 4:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "rvq"])
+def test_the_orthogonal_regulariser_acts(quantizer, tmp_path):
+    """M6: codes become orthogonal where there are no more of them than dimensions, and only with the weight."""
+    x = torch.randn(128, 6, 16, generator=torch.Generator().manual_seed(0)) + 1
+    found = {}
+    for weight in (0.0, 10.0):
+        torch.manual_seed(0)
+        levels = 2 if quantizer == "rvq" else 1
+        config = PlainConfig(quantizer=quantizer, num_quantizers=levels, codebook_size=8, code_dim=16, orthogonal=weight)
+        settings = TrainingSettings(steps=150, batch_size=32, ema=0, learning_rate=3e-2, progress=False)
+        trained = fit(Plain(config), Reconstruction(), settings, Arrays(x=x), tmp_path / f"{weight}")
+        found[weight] = float(orthogonality(trained.codebook.detach()))
+    assert found[10.0] < 0.2 * found[0.0]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,9 @@ class Quantizer(nn.Module):
             "threshold_ema_dead_code": config.dead_code,
             "kmeans_init": config.kmeans_init,
             "rotation_trick": False,
+            # a moving average takes no gradient, which the regulariser needs
+            "learnable_codebook": config.orthogonal > 0,
+            "ema_update": config.orthogonal == 0,
         }
         if self.kind == "vq":
             self.layer: Any = VectorQuantize(**trained)

@@ -59,6 +59,7 @@ def train_judge(
     judge = Judge(x.ndim - 2, x.shape[1], int(label.max()) + 1, **shape)
     settings = TrainingSettings(
         seed=seed,
+        progress=False,
         steps=steps,
         batch_size=min(64, len(x)),
         learning_rate=2e-3,
