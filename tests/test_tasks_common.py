@@ -128,7 +128,9 @@ def test_the_orthogonal_regulariser_acts(quantizer, tmp_path):
     for weight in (0.0, 10.0):
         torch.manual_seed(0)
         levels = 2 if quantizer == "rvq" else 1
-        config = PlainConfig(quantizer=quantizer, num_quantizers=levels, codebook_size=8, code_dim=16, orthogonal=weight)
+        config = PlainConfig(
+            quantizer=quantizer, num_quantizers=levels, codebook_size=8, code_dim=16, orthogonal=weight
+        )
         settings = TrainingSettings(steps=150, batch_size=32, ema=0, learning_rate=3e-2, progress=False)
         trained = fit(Plain(config), Reconstruction(), settings, Arrays(x=x), tmp_path / f"{weight}")
         found[weight] = float(orthogonality(trained.codebook.detach()))
