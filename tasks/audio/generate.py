@@ -19,10 +19,11 @@ from tasks.audio import page
 from tasks.audio.files import write_wav
 from tasks.audio.judge import fit_judge, right, share
 from tasks.audio.page import Heard, ends, spread
-from tasks.audio.settings import Drawing, Generator, Judged, Output, Request, Sounds, Training
+from tasks.audio.settings import Generator, Judged, Output, Request, Sounds, Training
 from tasks.audio.sources import Clips, load
 from tasks.common import generation
 from tasks.common.judge import Judge
+from tasks.common.sections import Drawing
 from tokenizers_vq.audio import AudioTokenizer
 
 CODES = "codes"

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import PreTrainedConfig
 
 from discdiff.config import checked
-from discdiff.training import TrainingSettings
+from tasks.common.sections import codec, training
 from tokenizers_vq.audio import AudioTokenizerConfig
-from tokenizers_vq.config import TokenizerConfig
 
 EMBEDDED = "embedded"
 
@@ -60,27 +53,7 @@ class Sounds:
         return max(1, round(self.seconds * self.sample_rate))
 
 
-def _section(name: str, kind: type[TokenizerConfig], leave_out: Collection[str]) -> Any:
-    """A frozen dataclass of the fields of `kind` and its bases below PreTrainedConfig, so that each is declared only there."""
-    inherited = {f.name for f in dataclasses.fields(PreTrainedConfig)} | set(leave_out)
-    ours = [base for base in reversed(kind.__mro__) if issubclass(base, TokenizerConfig)]
-    hints = {key: hint for base in ours for key, hint in inspect.get_annotations(base, eval_str=True).items()}
-    own = [f for f in dataclasses.fields(kind) if f.name not in inherited]
-    made = dataclasses.make_dataclass(
-        name, [(f.name, hints[f.name], dataclasses.field(default=f.default)) for f in own], frozen=True
-    )
-    made.__doc__ = kind.__doc__
-    return made
-
-
-Codec = _section("Codec", AudioTokenizerConfig, ("modality", "rate", "sample_rate"))  # which the sounds decide
-
-
-def training(**changed: Any) -> Any:
-    """TrainingSettings with other defaults, as a section of a command line."""
-    fields = [(f.name, f.type, dataclasses.field(default=changed[f.name])) for f in dataclasses.fields(TrainingSettings)
-              if f.name in changed]  # fmt: skip
-    return dataclasses.make_dataclass("TrainingSettings", fields, bases=(TrainingSettings,), frozen=True)
+Codec = codec("Codec", AudioTokenizerConfig, ("modality", "rate", "sample_rate"))  # which the sounds decide
 
 
 CodecTraining = training(steps=2500, batch_size=16, learning_rate=1e-3, warmup=50, betas=(0.9, 0.99), ema=0.995)
@@ -138,14 +111,6 @@ class TokenizerOutput:
     """Where task.json, the tokenizer model/ with its checkpoints beside it, metrics.json and report.html go."""
 
     out: str = "runs/audio/tokenizer"
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How to sample: a name of `discdiff.PRESETS`, its knobs given as --sampler.KNOB (docs/samplers.md), and a seed."""
-
-    sampler: str = "ancestral"
-    sample_seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def train_judge(
     seed: int = 0,
     **shape: Any,
 ) -> Judge:
-    """A judge of x (n, channels, *space) and its labels (n,), trained on nothing else."""
+    """A judge of x (n, channels, *space) and its labels (n,), trained on nothing else, anew at every call."""
+    folder = Path(folder)
+    shutil.rmtree(folder.with_name(f"{folder.name}_training"), ignore_errors=True)
     torch.manual_seed(seed)  # of the initial weights, nothing in the library draws from it
     judge = Judge(x.ndim - 2, x.shape[1], int(label.max()) + 1, **shape)
     settings = TrainingSettings(

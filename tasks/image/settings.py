@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import PreTrainedConfig
 
 from discdiff.config import checked
-from tokenizers_vq.config import TokenizerConfig
+from tasks.common.sections import codec
 from tokenizers_vq.image import ImageTokenizerConfig
 
 DAMAGED = ("stop", "skip")
@@ -44,20 +39,7 @@ class Pictures:
         checked("damaged", self.damaged, self.damaged in DAMAGED, f"choose from {', '.join(DAMAGED)}")
 
 
-def knobs(config: type[TokenizerConfig], without: tuple[str, ...]) -> Any:
-    """A frozen dataclass of a configuration's own fields but these, so that each is declared there and only there."""
-    inherited = {f.name for f in dataclasses.fields(PreTrainedConfig)}
-    ours = [kind for kind in reversed(config.__mro__) if issubclass(kind, TokenizerConfig)]
-    hints = {name: hint for kind in ours for name, hint in inspect.get_annotations(kind, eval_str=True).items()}
-    own = [f for f in dataclasses.fields(config) if f.name not in {*inherited, *without}]
-    made = dataclasses.make_dataclass(
-        "Network", [(f.name, hints[f.name], dataclasses.field(default=f.default)) for f in own], frozen=True
-    )
-    made.__doc__ = config.__doc__
-    return made
-
-
-Network = knobs(ImageTokenizerConfig, without=("modality", "rate", "perceptual"))  # a distance cannot be typed
+Network = codec("Network", ImageTokenizerConfig, ("modality", "rate", "perceptual"))  # a distance cannot be typed
 
 
 @dataclass(frozen=True)

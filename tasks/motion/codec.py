@@ -15,9 +15,10 @@ from discdiff.cli import parse
 from discdiff.config import from_dict, read_json, to_dict
 from discdiff.training import checkpoints
 from tasks.common.fitting import Arrays, Reconstruction, fit
+from tasks.common.sections import training
 from tasks.motion import page
 from tasks.motion.clips import TEST, TRAIN, VALID, Clip, Clips, padded, windows
-from tasks.motion.settings import Codec, Motions, TokenizerOutput, Windows, training
+from tasks.motion.settings import Codec, Motions, TokenizerOutput, Windows
 from tasks.motion.sources import load
 from tokenizers_vq.base import TokenizerOutput as Encoded
 from tokenizers_vq.metrics import code_counts, perplexity, usage

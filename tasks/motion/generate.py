@@ -17,10 +17,11 @@ from discdiff.models import DiscDiffModel
 from discdiff.sampling import knobs
 from tasks.common import generation
 from tasks.common.judge import Judge, predicted, train_judge
+from tasks.common.sections import Drawing, training
 from tasks.motion import codec as codecs
 from tasks.motion import page
 from tasks.motion.clips import TEST, TRAIN, VALID, Clip, Clips, padded
-from tasks.motion.settings import CONDITIONS, Drawing, Generator, Judged, Motions, Output, Request, training
+from tasks.motion.settings import CONDITIONS, Generator, Judged, Motions, Output, Request
 from tasks.motion.words import Lexicon
 from tokenizers_vq.motion import Bvh, MotionTokenizer, write_bvh
 from tokenizers_vq.motion.skeleton import bone_variation

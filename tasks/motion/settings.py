@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import PreTrainedConfig
 
 from discdiff.config import checked
-from discdiff.training import TrainingSettings
-from tokenizers_vq.config import TokenizerConfig
+from tasks.common.sections import codec
 from tokenizers_vq.motion import MotionTokenizerConfig
 
 EMBEDDED = "embedded"
@@ -48,23 +41,7 @@ class Motions:
         checked("shortest", self.shortest, 2 <= self.shortest <= self.longest, f"from 2 to longest = {self.longest}")
 
 
-def _section(name: str, kind: type[TokenizerConfig], leave_out: Collection[str], **changed: Any) -> Any:
-    """A frozen dataclass of the fields of `kind` and its bases below PreTrainedConfig, some with other defaults."""
-    inherited = {f.name for f in dataclasses.fields(PreTrainedConfig)}
-    ours = [base for base in reversed(kind.__mro__) if issubclass(base, TokenizerConfig)]
-    hints = {name: hint for base in ours for name, hint in inspect.get_annotations(base, eval_str=True).items()}
-    own = [f for f in dataclasses.fields(kind) if f.name not in inherited | set(leave_out)]
-    made = dataclasses.make_dataclass(
-        name,
-        [(f.name, hints[f.name], dataclasses.field(default=changed.get(f.name, f.default))) for f in own],
-        frozen=True,
-    )
-    made.__doc__ = kind.__doc__
-    return made
-
-
-# what the data decides is left out
-Codec = _section(
+Codec = codec(
     "Codec", MotionTokenizerConfig, ("modality", "rate", "channels", "fps", "explicit", "frames"),
     width=96, code_dim=32, blocks=2, decay=0.98, quantizer_dropout=True,
 )  # fmt: skip
@@ -78,13 +55,6 @@ class Windows:
 
     def __post_init__(self) -> None:
         checked("window", self.window, self.window >= 8, "at least 8 frames")
-
-
-def training(**changed: Any) -> type[TrainingSettings]:
-    """TrainingSettings with other defaults, as a section of a command line."""
-    fields = [(f.name, f.type, dataclasses.field(default=changed[f.name])) for f in dataclasses.fields(TrainingSettings)
-              if f.name in changed]  # fmt: skip
-    return dataclasses.make_dataclass("TrainingSettings", fields, bases=(TrainingSettings,), frozen=True)
 
 
 @dataclass(frozen=True)
@@ -120,14 +90,6 @@ class TokenizerOutput:
     """Where the tokenizer goes, its checkpoints beside it."""
 
     out: str = "runs/motion/tokenizer"
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How to sample: a name of `discdiff.PRESETS`, its knobs given as --sampler.KNOB (docs/samplers.md), and a seed."""
-
-    sampler: str = "ancestral"
-    sample_seed: int = 0
 
 
 @dataclass(frozen=True)
