@@ -40,20 +40,21 @@ BELOW = 0.85  # of the unigram entropy: training from scratch that learned no mo
 
 @dataclass(frozen=True)
 class Adapt:
-    """steps: budgets from scratch, each twice that of adapting; pretraining: autoregressive steps; evals: bounds measured
-    on the way; valid: rows they are measured on.
+    """steps: budgets from scratch, each twice that of adapting; pretraining: autoregressive steps, at a learning rate of
+    their own; evals: bounds measured on the way; valid: rows they are measured on.
     """
 
     seeds: str = "0,1,2"
     steps: str = "1000"
-    pretraining: int = 1500
+    pretraining: int = 2000
     evals: int = 10
     valid: int = 500
     hidden_size: int = 96
     num_layers: int = 3
     batch_size: int = 64
-    learning_rate: float = 3e-3
-    optimizer: str = "adamw"
+    learning_rate: float = 5e-3
+    pretraining_rate: float = 2e-3
+    optimizer: str = "muon"
     out: str = "runs/adapt"
     save: bool = True
 
@@ -103,8 +104,9 @@ class Bench:
     ) -> list[tuple[int, float, float]]:
         """(step, validation nats per position, seconds) along one training."""
         s, folder = self.settings, self.folder / f"{name}-{seed}"
+        rate = s.pretraining_rate if name == AR else s.learning_rate
         training = TrainingSettings(
-            seed=seed, steps=steps, batch_size=s.batch_size, learning_rate=s.learning_rate, warmup=min(20, steps),
+            seed=seed, steps=steps, batch_size=s.batch_size, learning_rate=rate, warmup=10,
             weight_decay=0.02, betas=(0.9, 0.98), eval_every=max(1, steps // s.evals), eval_batch_size=128,
             eval_draws=2, log_every=100, progress=False, schedule="cosine", optimizer=s.optimizer,
         )  # fmt: skip
