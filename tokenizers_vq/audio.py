@@ -81,7 +81,8 @@ class AudioTokenizer(ModalityTokenizer):
 
     `decode` gives samples, slots * `stride` of them, where features are "waveform"; where they are "log_mel" it gives the
     spectrogram (batch, frames, mels) in decibel, which `encode` takes too (mask over frames). `sound` gives samples from
-    either. SoundStream's plan (arXiv 2107.03312) over lapped cosines in place of its strided convolutions.
+    either. SoundStream's plan (arXiv 2107.03312) over lapped cosines in place of its strided convolutions; the first `hop`
+    samples have no frame before them to cancel their alias with.
     """
 
     config_class = AudioTokenizerConfig
