@@ -74,15 +74,15 @@ class ModalityTokenizer(PreTrainedModel):
 
     def token_shape(self, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(batch, ...) to (batch, slots, depth) without running anything. Raises ValueError for data it cannot take."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define token_shape")
 
     def encode_latents(self, x: Tensor, mask: Tensor | None = None) -> Latents:
         """Raw data (batch, ...) to latents; mask: what of x is data, True, along its time axis."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define encode_latents")
 
     def decode_embeddings(self, e: Tensor, grid: tuple[int, ...] | None = None, mask: Tensor | None = None) -> Tensor:
         """Embeddings (batch, slots, code_dim) to raw data, differentiable in e; grid: slots per axis where sizes vary."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define decode_embeddings")
 
     def losses(self, x: Tensor, reconstruction: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Parts of the training loss by name, already weighted."""

@@ -51,11 +51,11 @@ class ActionTokenizer(ModalityTokenizer):
 
     def normalised_latents(self, y: Tensor) -> Tensor:
         """Actions (batch, chunk, dim) in [-1, 1] to latents (batch, slots, code_dim)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define normalised_latents")
 
     def decode_normalised(self, e: Tensor) -> Tensor:
         """Embeddings (batch, slots, code_dim) to actions (batch, chunk, dim) in about [-1, 1], differentiable."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define decode_normalised")
 
     @property
     def grid(self) -> tuple[int, ...]:
