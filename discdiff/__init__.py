@@ -103,7 +103,7 @@ _HOME = {
         "sampler",
         "stride_sample",
     ),
-    "discdiff.jobs": ("read_job", "run_job"),
+    "discdiff.jobs": ("job_estimate", "read_job", "run_job", "run_likelihood_job"),
     "discdiff.unified": ("Part", "Template", "UnifiedTokenizer"),
     "discdiff.models": (
         "DiscDiffConfig",

@@ -51,29 +51,39 @@ def nelbo(
     masker's weighted nats, which bound the likelihood for `FixedCount(elbo=True)` and for `Bernoulli` from clean to
     nothing, not in general. Raises ValueError for draws < 1 or no rows.
     """
+    means, first = [], 0
+    for batch in batches:
+        rows = torch.arange(first, first + len(batch.tokens))
+        first += len(batch.tokens)
+        means.append(row_nats(model, objective, batch, rows, draws=draws, seed=seed))
+    if not means:
+        raise ValueError("no rows to evaluate")
+    return estimate(torch.cat(means))
+
+
+@torch.no_grad()
+def row_nats(model: Any, objective: Any, batch: TokenBatch, rows: Tensor, *, draws: int = 1, seed: int = 0) -> Tensor:
+    """`nelbo`'s values (batch, draws) in nats of the rows numbered `rows` (batch,). Raises ValueError for draws < 1."""
     if draws < 1:
         raise ValueError(f"{draws} draws: at least 1 is needed")
     if isinstance(objective, Elbo):
         objective = replace(objective, time_min=0.0 if objective.masker is not None else 1e-6)
     elif isinstance(objective, BlockElbo):
         objective = replace(objective, elbo=replace(objective.elbo, time_min=1e-6))
-    means, first = [], 0
-    for batch in batches:
-        rows = torch.arange(first, first + len(batch.tokens), device=batch.tokens.device)
-        first += len(batch.tokens)
-        total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        for draw in range(draws):
-            noise = Noise.training(seed, torch.full_like(rows, draw), rows, batch.valid)
-            time = torch.frac((rows * draws + draw + 1).double() * _GOLDEN + float(row_uniform(seed)))
-            total += objective(model, batch, noise, time)[1]["nats"]
-            if isinstance(objective, Elbo):
-                total += reconstruction(model, objective, batch, noise)
-        means.append(total / draws)
-    if not means:
-        raise ValueError("no rows to evaluate")
-    each = torch.cat(means)
+    found, rows = [], rows.to(batch.tokens.device)
+    for draw in range(draws):
+        noise = Noise.training(seed, torch.full_like(rows, draw), rows, batch.valid)
+        time = torch.frac((rows * draws + draw + 1).double() * _GOLDEN + float(row_uniform(seed)))
+        nats = objective(model, batch, noise, time)[1]["nats"].double()
+        found.append(nats + (reconstruction(model, objective, batch, noise) if isinstance(objective, Elbo) else 0.0))
+    return torch.stack(found, 1)
+
+
+def estimate(nats: Tensor) -> Estimate:
+    """Mean over rows of values (rows, draws), with its standard error over rows."""
+    each = nats.mean(1)
     spread = float(each.std()) if len(each) > 1 else math.inf
-    return Estimate(float(each.mean()), spread / math.sqrt(len(each)), len(each), draws)
+    return Estimate(float(each.mean()), spread / math.sqrt(len(each)), *nats.shape)
 
 
 def reconstruction(model: Any, objective: Elbo, batch: TokenBatch, noise: Noise) -> Tensor:

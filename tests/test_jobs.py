@@ -14,9 +14,13 @@ import torch
 from table_toy import MIXED, network, rows_of
 
 from discdiff.denoisers import ModelDenoiser
-from discdiff.jobs import read_job, run_job
+from discdiff.jobs import job_estimate, read_job, run_job, run_likelihood_job
 from discdiff.layout import make_batch
+from discdiff.metrics import nelbo
+from discdiff.objectives import Elbo
+from discdiff.processes import Absorbing
 from discdiff.sampling import prompts, sampler
+from discdiff.schedules import Linear
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
@@ -200,3 +204,44 @@ def test_refusals(tmp_path, monkeypatch):
     (tmp_path / "z" / "job.json").write_text(json.dumps({"count": 3}))
     with pytest.raises(ValueError, match="holds no job"):
         read_job(tmp_path / "z")
+
+
+@pytest.mark.parametrize("process", [Absorbing(), Absorbing(schedule=Linear(0.9, 0.0))])
+def test_likelihoods_are_those_of_nelbo(tmp_path, monkeypatch, process):
+    """Neither ranks nor shards nor the form of the rows change a figure; a training network is left in its mode."""
+    batch, model, objective = rows_of(MIXED, 11), network().train(), Elbo(process)
+    expected = nelbo(model.eval(), objective, [batch], draws=3, seed=5)
+    model.train()
+    asked = {"draws": 3, "seed": 5, "progress": False}
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        run_likelihood_job(model, objective, batch, tmp_path / "two", shard=2, **asked)
+        if rank == 0:
+            with pytest.raises(ValueError, match="lacks 3 of 6 shards"):
+                job_estimate(tmp_path / "two")
+    monkeypatch.undo()
+    run_likelihood_job(model, objective, batch.rows, tmp_path / "one", count=11, shard=4, **asked)
+    assert model.training
+    found = [torch.tensor(read_job(tmp_path / name)["nats"].to_pylist()) for name in ("one", "two")]
+    assert found[0].shape == (11, 3)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+    for name in ("one", "two"):
+        got = job_estimate(tmp_path / name)
+        assert (got.rows, got.draws) == (11, 3)
+        assert got.mean == pytest.approx(expected.mean, rel=1e-12) and got.stderr == pytest.approx(expected.stderr)
+    with pytest.raises(ValueError, match="was begun with draws 3"):
+        run_likelihood_job(model, objective, batch, tmp_path / "two", shard=2, **asked | {"draws": 2})
+    with pytest.raises(ValueError, match="was begun with objective"):
+        run_likelihood_job(model, Elbo(process, time_min=0.5), batch, tmp_path / "two", shard=2, **asked)
+
+
+def test_likelihood_refusals(alone, tmp_path):
+    batch, objective = rows_of(MIXED, 3), Elbo()
+    for more, what in (({"draws": 0}, "draws is 0"), ({"count": 2}, "rows hold 3"), ({"shard": 0}, "shard is 0")):
+        with pytest.raises(ValueError, match=what):
+            run_likelihood_job(network(), objective, batch, tmp_path / "x", **more)
+    with pytest.raises(ValueError, match="count is 0"):
+        run_likelihood_job(network(), objective, batch.rows, tmp_path / "x")
+    with pytest.raises(ValueError, match="holds row, tokens, text"):
+        job_estimate(alone)

@@ -11,7 +11,7 @@ from discdiff.sampling import Grid
 from tasks.text import __main__ as command
 from tasks.text.extras import load_energy, load_grid, save_grid
 from tasks.text.improve import Distillation, distill, energy
-from tasks.text.jobs import generate
+from tasks.text.jobs import generate, likelihood
 
 ENERGY = "--steps 40 --batch_size 32 --learning_rate 3e-3 --device cpu --progress false --log_every 20"
 JUDGED = "--samples 4 --eval_rows 8 --sampler edlm --sampler.energy twin"
@@ -84,6 +84,16 @@ def test_what_was_never_trained_is_refused(tmp_path):
         with pytest.raises(ValueError, match="train"):
             load_energy(tmp_path, name)
     assert Distillation(learn="rate,temperature").learned == ("rate", "temperature")
+
+
+def test_validation_rows_are_scored_into_shards(run, tmp_path, capsys):
+    flags = [str(run), "--rows", "5", "--shard", "2", "--draws", "3", "--out", str(tmp_path / "nats")]
+    likelihood("likelihood", flags)
+    nats = read_job(tmp_path / "nats").to_pydict()["nats"]
+    assert [len(row) for row in nats] == [3] * 5 and all(value > 0 for row in nats for value in row)
+    assert "nats per row (5 rows, 3 draws)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="begun with draws 3"):
+        likelihood("likelihood", [*flags, "--draws", "2"])
 
 
 def test_rows_are_generated_into_shards(run, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""python -m tasks.text train|finetune|sample|generate|evaluate|energy|distill: text diffusion on your own corpus.
+"""python -m tasks.text train|finetune|sample|generate|evaluate|likelihood|energy|distill: text diffusion on your own corpus.
 
 python -m tasks.text train --source book.txt --steps 5000 --out runs/book
 python -m tasks.text sample runs/book --count 4 --sampler remdm_cap --sampler.steps 64 --sampler.eta 0.04
@@ -37,7 +37,7 @@ from tasks.text.finetune import finetune
 from tasks.text.folder import Trained, is_chat, load_model, load_task, save_task
 from tasks.text.improve import distill, energy
 from tasks.text.infill import Continuation, Infill
-from tasks.text.jobs import generate
+from tasks.text.jobs import generate, likelihood
 from tasks.text.settings import Chosen, Corpus, Drawing, Judged, Method, Network, Output, Request
 from tasks.text.training import config_for, fit
 
@@ -161,6 +161,6 @@ def sample(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     disable_progress_bar()  # of reading and writing weights
-    named = {"finetune": finetune, "generate": generate, "energy": energy, "distill": distill}
+    named = {"finetune": finetune, "generate": generate, "likelihood": likelihood, "energy": energy, "distill": distill}
     own = {"train": train, "sample": sample, "evaluate": evaluate}
     sys.exit(guarded(commands(PROG, {**own, **{name: partial(f, f"{PROG} {name}") for name, f in named.items()}})))

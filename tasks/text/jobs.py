@@ -1,6 +1,7 @@
-"""python -m tasks.text generate FOLDER --count 2000 --out DIR: rows of a trained model as Parquet shards.
+"""python -m tasks.text generate|likelihood FOLDER --out DIR: sampled rows, or nats of validation rows, as Parquet shards.
 
 torchrun --nproc_per_node 2 -m tasks.text generate FOLDER --count 2000 --out DIR    # the same rows from any number of ranks
+torchrun --nproc_per_node 2 -m tasks.text likelihood FOLDER --draws 8 --out DIR
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from discdiff.cli import parse, take
-from discdiff.config import checked
-from discdiff.jobs import run_job
+from discdiff.config import checked, to_dict
+from discdiff.jobs import job_estimate, read_job, run_job, run_likelihood_job
 from discdiff.layout import TokenBatch, make_batch
 from discdiff.sampling import knobs
 from tasks.text import rows as text_rows
@@ -24,6 +25,7 @@ from tasks.text.extras import load_energy, load_grid
 from tasks.text.folder import is_chat, load_model, load_task
 from tasks.text.infill import Continuation
 from tasks.text.settings import Chosen, Drawing
+from tasks.text.training import objective_for
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,25 @@ class Generation:
         checked("shard", self.shard, self.shard >= 1, "at least one row per shard")
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """Which validation rows, the first `rows` (0: all), and where to. draws: of noise, per row; part: "model" or "twin"; out:
+    folder of the Parquet shards, `shard` rows each; progress: a bar on rank 0.
+    """
+
+    rows: int = 0
+    draws: int = 4
+    seed: int = 0
+    part: str = "model"
+    out: str = "runs/likelihood"
+    shard: int = 64
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        checked("rows", self.rows, self.rows >= 0, "0 (all) or more")
+        checked("part", self.part, self.part in ("model", "twin"), "choose from model, twin")
+
+
 def generate(prog: str, argv: Sequence[str]) -> None:
     """Generate rows into Parquet shards; under torchrun the ranks share them out. Repeat the command to go on."""
     inside, rest = take(argv, "sampler")
@@ -52,8 +73,7 @@ def generate(prog: str, argv: Sequence[str]) -> None:
         f"{prog} --sampler {drawing.sampler}", inside, {"sampler": knobs(drawing.sampler)}, prefix="sampler."
     )["sampler"]
     named = vars(given)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    _own_device()
     parts = {"energy": load_energy(folder, named["energy"])} if isinstance(named.get("energy"), str) else {}
     sampler = Chosen(drawing.sampler, named, drawing.sample_seed, load_grid(folder, drawing.grid), parts)
     corpus, tokenizer = load_task(folder)
@@ -72,6 +92,33 @@ def generate(prog: str, argv: Sequence[str]) -> None:
         text=text, settings=settings, progress=asked.progress,
     )  # fmt: skip
     print(f"{asked.out}: shards of rank {os.environ.get('RANK', 0)} written")
+
+
+def likelihood(prog: str, argv: Sequence[str]) -> None:
+    """Nats of validation rows into Parquet shards; under torchrun the ranks share them out. Repeat the command to go on."""
+    chosen = parse(prog, argv, {"scoring": Scoring}, ("folder",))
+    asked, folder = chosen["scoring"], Path(chosen["folder"])
+    _own_device()
+    corpus, tokenizer = load_task(folder)
+    model, layout, process = load_model(folder / asked.part)
+    _, valid = text_rows.load_rows(corpus, tokenizer, layout)
+    count = min(asked.rows or len(valid), len(valid))
+
+    def rows(numbers: Tensor) -> TokenBatch:
+        return text_rows.picked(valid, layout, numbers.tolist())
+
+    run_likelihood_job(
+        model, objective_for(process), rows, asked.out, count=count, draws=asked.draws if process is not None else 1,
+        seed=asked.seed, shard=asked.shard, settings={"corpus": to_dict(corpus)}, progress=asked.progress,
+    )  # fmt: skip
+    print(f"{asked.out}: shards of rank {os.environ.get('RANK', 0)} written")
+    if len(read_job(asked.out, partial=True)) == count:
+        print(job_estimate(asked.out))
+
+
+def _own_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def _stacked(parts: Sequence[TokenBatch]) -> TokenBatch:

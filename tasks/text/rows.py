@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -79,12 +80,16 @@ def load_rows(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, layout: Layout
     return rows(train), rows(valid)
 
 
+def picked(rows: Any, layout: Layout, numbers: Sequence[int], device: Any = "cpu") -> TokenBatch:
+    """The rows of these numbers."""
+    columns = collate([rows[i] for i in numbers])
+    return token_batch(layout, {k: v for k, v in columns.items() if k != "id"}).to(device)
+
+
 def batches(rows: Any, layout: Layout, limit: int = 0, device: Any = "cpu", size: int = BATCH) -> list[TokenBatch]:
     """The first `limit` rows (0: all) as batches."""
     count = min(limit, len(rows)) if limit else len(rows)
-    items = [rows[i] for i in range(count)]
-    parts = [items[i : i + size] for i in range(0, count, size)]
-    return [token_batch(layout, {k: v for k, v in collate(part).items() if k != "id"}).to(device) for part in parts]
+    return [picked(rows, layout, range(i, min(i + size, count)), device) for i in range(0, count, size)]
 
 
 def blank(layout: Layout, count: int, device: Any = "cpu") -> TokenBatch:

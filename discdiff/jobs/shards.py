@@ -1,15 +1,11 @@
-"""Generation jobs: many rows by a sampler, as Parquet shards, on one process or many, restartable.
-
-    torchrun --nproc_per_node 8 generate.py      # a script that calls run_job(model, batch, sampler, "out", count=100_000)
+"""Rows of a job as Parquet shards, written by one process or many, restartable.
 
 Ranks never talk to one another: RANK and WORLD_SIZE say whose shards are whose. A shard's rows form one batch with
-seeds of their own, so the content depends neither on the number of ranks nor on what was interrupted.
+noise of their own, so the content depends neither on the number of ranks nor on what was interrupted.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import logging
 import os
@@ -21,12 +17,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from discdiff.config import checked, read_json, to_dict
-from discdiff.denoisers import denoiser_of
+from discdiff.config import checked, read_json
 from discdiff.layout import TokenBatch
 from discdiff.manifest import not_written, sync, write_json
-from discdiff.noise import row_seeds
-from discdiff.sampling import Sampler
 from discdiff.training.signals import GracefulStop
 
 logger = logging.getLogger(__name__)
@@ -34,55 +27,27 @@ JOB = "job.json"
 Rows = TokenBatch | Callable[[Tensor], TokenBatch]
 
 
-def run_job(
-    model: Any,
-    rows: Rows,
-    sampler: Sampler,
+def run_shards(
     folder: str | Path,
+    content: Callable[[Tensor], Mapping[str, list[Any]]],
+    columns: list[str],
+    job: Callable[[], Mapping[str, Any]],
     *,
     count: int,
-    seed: int = 0,
-    shard: int = 64,
-    text: Callable[[Tensor], list[str]] | None = None,
-    settings: Mapping[str, Any] | None = None,
-    progress: bool = True,
+    shard: int,
+    seed: int,
+    progress: bool,
 ) -> None:
-    """Sample rows 0..count-1 into `folder`, `shard` rows per Parquet file: columns row, tokens and, with `text`, text.
+    """Write `content` of row numbers (n,) for rows 0..count-1, `shard` rows per file; `columns` beside `row` are its keys.
 
-    model: a `Network`, or a denoiser. rows: one row that all begin from, a batch of `count` rows (a prompt each), or a
-    function from row numbers (n,) to their batch. text: token rows (n, length) to strings. tokens are a row's valid ids;
-    row r has the seed of row r of one batch of `count` rows. settings: what else decides the content, as JSON data (the
-    prompts' source where `rows` is a function; the model's path where it is a bare denoiser).
-
-    Shard i belongs to rank i mod WORLD_SIZE. Finished shards are kept, so repeating the call goes on, with any number of
-    ranks. SIGTERM and Ctrl-C end it behind the current shard with KeyboardInterrupt. Content is equal to the bit where
-    logits are: on one kind of device, with one number of threads. Raises ValueError for a folder begun with other
-    settings, naming the one that differs, before the network is called.
+    Shard i belongs to rank i mod WORLD_SIZE. Finished shards are kept. job: what decides the content, written to the folder
+    or compared with what is there. SIGTERM and Ctrl-C end it behind the current shard with KeyboardInterrupt.
     """
-    checked("count", count, type(count) is int and count >= 1, "at least one row")
-    checked("shard", shard, type(shard) is int and shard >= 1, "at least one row per shard")
-    checked("seed", seed, type(seed) is int, "give an int, from which every row's seed comes")
-    if isinstance(rows, TokenBatch) and len(rows.tokens) not in (1, count):
-        raise ValueError(f"rows hold {len(rows.tokens)} rows: give one that all begin from, or count={count} rows")
-    rank, world = ranks()
+    (rank, world), columns = ranks(), ["row", *columns]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    columns = ["row", "tokens", *(["text"] if text else [])]
-    _agree(
-        folder / JOB,
-        {
-            "count": count,
-            "seed": seed,
-            "shard": shard,
-            "columns": columns,
-            "sampler": _plain(sampler),
-            "model": _model(model),
-            "rows": _digest(rows._asdict()) if isinstance(rows, TokenBatch) else "function",
-            "settings": _plain(dict(settings or {})),
-        },
-    )
-    seeds, mine = row_seeds(seed, count), range(rank, -(-count // shard), world)
-    denoiser = denoiser_of(model) if hasattr(model, "config") else model
+    _agree(folder / JOB, {"count": count, "seed": seed, "shard": shard, "columns": columns, **job()})
+    mine = range(rank, -(-count // shard), world)
     with GracefulStop() as stop, tqdm(total=len(mine), unit="shard", disable=rank > 0 or not progress) as bar:
         for number in mine:
             numbers = torch.arange(number * shard, min((number + 1) * shard, count))
@@ -90,17 +55,34 @@ def run_job(
             if not _complete(path, numbers, columns):
                 if stop.requested:
                     raise KeyboardInterrupt
-                batch = _batch(rows, numbers, getattr(model, "device", None))
-                state, _ = sampler(denoiser, batch, seeds[numbers])
-                ids, valid = state.tokens.cpu(), state.valid.cpu()
-                content: dict[str, list[Any]] = {
-                    "row": numbers.tolist(),
-                    "tokens": [row[here].tolist() for row, here in zip(ids, valid, strict=True)],
-                }
-                if text is not None:
-                    content["text"] = text(state.tokens)
-                _write(path, content)
+                _write(path, {"row": numbers.tolist(), **content(numbers)})
             bar.update()
+
+
+def check_counts(count: Any, shard: Any, seed: Any) -> None:
+    """Raise ValueError for numbers that no job can have."""
+    checked("count", count, type(count) is int and count >= 1, "at least one row")
+    checked("shard", shard, type(shard) is int and shard >= 1, "at least one row per shard")
+    checked("seed", seed, type(seed) is int, "give an int, from which every row's noise comes")
+
+
+def check_rows(rows: Rows, *fitting: int) -> None:
+    """Raise ValueError for a batch whose number of rows is none of `fitting`."""
+    if isinstance(rows, TokenBatch) and len(rows.tokens) not in fitting:
+        raise ValueError(
+            f"rows hold {len(rows.tokens)} rows: give {' or '.join(map(str, dict.fromkeys(fitting)))}, as count says"
+        )
+
+
+def batch_of(rows: Rows, numbers: Tensor, device: Any) -> TokenBatch:
+    """The rows of these numbers: of a batch, of one row that all begin from, or of a function. Raises ValueError."""
+    if not isinstance(rows, TokenBatch):
+        batch = rows(numbers)
+        if not isinstance(batch, TokenBatch) or len(batch.tokens) != len(numbers):
+            raise ValueError(f"rows({numbers.tolist()[:4]}...) must give a TokenBatch of {len(numbers)} rows")
+    else:
+        batch = rows.repeat(len(numbers)) if len(rows.tokens) == 1 else rows.rows(numbers.to(rows.tokens.device))
+    return batch if device is None else batch.to(device)
 
 
 def read_job(folder: str | Path, partial: bool = False) -> Any:
@@ -116,6 +98,7 @@ def read_job(folder: str | Path, partial: bool = False) -> Any:
     try:
         count, shard, columns = job["count"], job["shard"], job["columns"]
         total = -(-count // shard)
+        _schema(columns)
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{str(folder / JOB)!r} holds no job: {error!r}") from error
     parts, missing = [], []
@@ -142,16 +125,6 @@ def ranks() -> tuple[int, int]:
     if not 0 <= rank < world:
         raise ValueError(f"RANK {rank} does not lie in 0..WORLD_SIZE-1, WORLD_SIZE is {world}: start it with torchrun")
     return rank, world
-
-
-def _batch(rows: Rows, numbers: Tensor, device: Any) -> TokenBatch:
-    if not isinstance(rows, TokenBatch):
-        batch = rows(numbers)
-        if not isinstance(batch, TokenBatch) or len(batch.tokens) != len(numbers):
-            raise ValueError(f"rows({numbers.tolist()[:4]}...) must give a TokenBatch of {len(numbers)} rows")
-    else:
-        batch = rows.repeat(len(numbers)) if len(rows.tokens) == 1 else rows.rows(numbers.to(rows.tokens.device))
-    return batch if device is None else batch.to(device)
 
 
 def _agree(path: Path, job: dict[str, Any]) -> None:
@@ -183,48 +156,6 @@ def _flat(data: Any, name: str = "") -> dict[str, Any]:
     return {k: v for key, value in data.items() for k, v in _flat(value, f"{name}.{key}".lstrip(".")).items()}
 
 
-def _plain(value: Any) -> Any:
-    """Settings as JSON data; networks by their weights, functions by their name."""
-
-    def name(part: Any) -> Any:
-        if isinstance(part, torch.nn.Module | Tensor):
-            return _model(part)
-        if isinstance(part, functools.partial):
-            return {"function": part.func, "args": to_dict(part.args), **to_dict(part.keywords)}
-        if hasattr(part, "__qualname__"):
-            return part.__qualname__
-        return {"type": type(part).__qualname__, **{k: to_dict(v) for k, v in getattr(part, "__dict__", {}).items()}}
-
-    return json.loads(json.dumps(to_dict(value), default=name))
-
-
-def _model(model: Any) -> Any:
-    """What tells one network from another: SHA-256 of its weights, its settings and the kind of device it is on."""
-    if isinstance(model, Tensor):
-        return _digest({"tensor": model})
-    if not isinstance(model, torch.nn.Module):
-        return type(model).__qualname__
-    config = getattr(model, "config", None)
-    shown = {k: v for k, v in config.to_dict().items() if not k.startswith("_")} if config is not None else {}
-    device = next((x.device.type for x in model.parameters()), "cpu")
-    said = json.dumps(shown, default=str, sort_keys=True)
-    return {"weights": _digest(dict(model.state_dict())), "config": _digest({"": said}), "device": device}
-
-
-def _digest(parts: Mapping[str, Any]) -> str:
-    found = hashlib.sha256()
-    for name, part in parts.items():
-        found.update(name.encode())
-        if isinstance(part, Tensor):
-            found.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            found.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(part, Mapping):
-            found.update(_digest(part).encode())
-        else:
-            found.update(json.dumps(_plain(part), sort_keys=True).encode())
-    return found.hexdigest()
-
-
 def _name(number: int) -> str:
     return f"part-{number:06d}.parquet"
 
@@ -232,7 +163,8 @@ def _name(number: int) -> str:
 def _schema(columns: list[str]) -> Any:
     import pyarrow as pa
 
-    kinds = {"row": pa.int64(), "tokens": pa.list_(pa.int32()), "text": pa.string()}
+    ids, floats = pa.list_(pa.int32()), pa.list_(pa.float64())
+    kinds = {"row": pa.int64(), "tokens": ids, "text": pa.string(), "nats": floats}
     return pa.schema([(name, kinds[name]) for name in columns])
 
 
