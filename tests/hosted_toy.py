@@ -60,6 +60,26 @@ def tokens(rows=3, length=LENGTH):
     return torch.randint(2, ROWS - 3, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
+STILL = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # dropout that some families have by default
+STILL_BERT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def trained_a_step(name, folder, **settings):
+    """Gradients of one step of training, by parameter; 8 rows, shared out among the ranks there are."""
+    still = {"gpt2": STILL, "bert": STILL_BERT, "roberta": STILL_BERT}.get(name, {})
+    model, kept = HostedModel.from_host(stock(name, dtype=torch.float32, **still)), {}
+
+    class Keep(transformers.TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            kept.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+    data = [{"tokens": row} for row in tokens(8)]
+    chosen = dd.TrainingSettings(steps=1, batch_size=8, clip=0.0, progress=False, **settings)
+    goal = dd.Elbo(dd.Absorbing())
+    dd.DiffusionTrainer(model, chosen, goal, layout(model), data, output_dir=folder, callbacks=[Keep()]).train()
+    return {n.removeprefix("module."): x for n, x in kept.items()}
+
+
 def layout(model, length=LENGTH, **options):
     return dd.Layout(model.vocab, (dd.Segment("text", "text", (length,)),), **options)
 

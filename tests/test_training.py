@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import hosted_toy
 import pytest
 import torch
 from torch.utils.data import IterableDataset
@@ -327,6 +328,13 @@ def test_two_ranks_equal_one(tmp_path):
         ):
             for a, b in zip(mine, theirs, strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    for name in hosted_toy.CONFIGS:
+        mine = hosted_toy.trained_a_step(name, tmp_path / f"alone-{name}")
+        for rank in range(2):
+            theirs = torch.load(tmp_path / f"hosted-{name}-{rank}.pt", weights_only=True)
+            assert mine.keys() == theirs.keys()
+            for key, x in mine.items():
+                torch.testing.assert_close(x, theirs[key], rtol=1e-4, atol=1e-5, msg=f"{name} {key}")
     assert len({d for rank in ranks for d in rank["digests"]}) == 1, "resumption with two ranks is exact"
     assert ranks[0]["evaluation"]["eval_loss"] == ranks[1]["evaluation"]["eval_loss"]
     assert all(rank["size"] == 2 for rank in ranks)

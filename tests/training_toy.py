@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import hosted_toy
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -178,6 +179,9 @@ def two_ranks(folder: Path) -> None:
     except NonFiniteError as error:
         caught = str(error)
     untouched = all(torch.equal(a, b) for a, b in zip(hurt.parameters(), Toy().parameters(), strict=True))
+    for name in hosted_toy.CONFIGS:
+        found = hosted_toy.trained_a_step(name, folder / f"hosted-{name}", expected_world_size=2)
+        torch.save(found, folder / f"hosted-{name}-{rank}.pt")
     trainer(folder / "e", Toy(0.0), callbacks=[StopAt(4)], **plain).train()  # one rank will go on from here
     result = {
         "sharded": sharded_states(folder / "sharded", rank),
