@@ -3,7 +3,7 @@
     python -m benchmarks.audio_codes [--part codec|generation]; needs the folder fsdd8k under DISCDIFF_DATA
 
 Trained on train.parquet, measured on the official test rule (test.parquet, index 0-4 of every digit and speaker). The judge
-is a classifier of real training sounds. Training times are seconds of processor time of one thread.
+is a classifier of real training sounds, clean and with white noise. Training times are seconds of processor time of one thread.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Measured:
     condition: tuple[str, ...] = ("label", "speaker")
     steps: int = 64
     copies: int = 2
-    judge_steps: int = 600
+    judge_steps: int = 1200
     seed: int = 0
     out: str = "runs/audio_codes"
     save: bool = True

@@ -16,7 +16,7 @@ _HOME = {
     "discdiff.schedules": ("Arccos", "CosineMD4", "Geometric", "Linear", "Polynomial", "Schedule", "Square"),
     "discdiff.processes": ("Absorbing", "Dense", "Interpolating", "MaskOrReplace", "PerSegment", "Process", "Uniform"),
     "discdiff.layout": ("Layout", "Modality", "Segment", "TokenBatch", "VocabLayout", "make_batch", "pack"),
-    "discdiff.clocks": ("Blocks", "Plateau", "Priority", "Shared", "Windows"),
+    "discdiff.clocks": ("Blocks", "Importance", "Plateau", "Priority", "Shared", "Windows"),
     "discdiff.denoisers": (
         "Allowed",
         "ApproximateDualCached",
@@ -114,7 +114,7 @@ _HOME = {
         "HostedModel",
         "load_network",
     ),
-    "discdiff.objectives": ("Autoregressive", "BlockElbo", "Elbo"),
+    "discdiff.objectives": ("Autoregressive", "BlockElbo", "Dropped", "Elbo"),
     "discdiff.training": ("DiffusionTrainer", "TrainingSettings"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}

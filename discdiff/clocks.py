@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from discdiff.config import checked
 from discdiff.layout import TokenBatch
 from discdiff.schedules import Linear, Schedule
 from discdiff.types import per_position
@@ -134,6 +135,76 @@ class Priority:
     def rate(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
         time = per_position(t, batch.tokens)
         return 1 - self.strength * math.pi * torch.cos(math.pi * time) * self._salience(batch)
+
+
+@dataclass(eq=False)
+class Importance:
+    """Training times drawn where the loss is large: p(t) proportional to sqrt(E L_t^2), the loss divided by p(t).
+
+    E is a running mean in each of `bins` bins of time; until every bin was met `visits` times, times are uniform. `least`
+    is the share of p that stays uniform. For training alone: it learns from `observe`, which the trainer calls, and is
+    stored with checkpoints (Nichol & Dhariwal arXiv 2102.09672 eq. 18; VQ-Diffusion arXiv 2111.14822).
+    """
+
+    bins: int = 100
+    decay: float = 0.9
+    visits: int = 10
+    least: float = 0.001
+    squares: Tensor = field(init=False, repr=False)
+    counts: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        checked("bins", self.bins, self.bins >= 1, "at least one")
+        checked("decay", self.decay, 0 <= self.decay < 1, "a share in [0, 1)")
+        checked("visits", self.visits, self.visits >= 1, "at least one per bin")
+        checked("least", self.least, 0 < self.least <= 1, "a share in (0, 1]")
+        self.squares, self.counts = (torch.zeros(self.bins, dtype=torch.float64) for _ in range(2))
+
+    def density(self) -> Tensor:
+        """p of the bins (bins,), mean 1."""
+        root = self.squares.sqrt()
+        p = root / root.mean().clamp(min=1e-300) * (1 - self.least) + self.least
+        warm = (self.counts >= self.visits).all() & (root.mean() > 0)
+        return torch.where(warm, p / p.mean(), 1.0)
+
+    def _placed(self, batch: TokenBatch, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Times and 1 / p, (batch, length): the inverse of p's cumulative, linear inside a bin."""
+        time = per_position(t, batch.tokens).expand(batch.tokens.shape)
+        p = self.density().to(time.device)
+        mass = p / self.bins
+        ends = mass.cumsum(0)
+        at = torch.searchsorted(ends, (time * ends[-1]).contiguous()).clamp(max=self.bins - 1)
+        inside = ((time * ends[-1] - (ends - mass)[at]) / mass[at]).clamp(0, 1)
+        return (at + inside) / self.bins, 1 / p[at]
+
+    def __call__(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
+        return self._placed(batch, t)[0]
+
+    def rate(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
+        return self._placed(batch, t)[1]
+
+    def observe(self, time: Tensor, loss: Tensor) -> None:
+        """Losses (n,) of rows at these times of the run (n,), as weighted by the clock."""
+        p = self.density().to(time.device)
+        ends = p.cumsum(0) / p.sum()
+        at = torch.searchsorted(ends, time.double().contiguous()).clamp(max=self.bins - 1)
+        self.squares, self.counts = self.squares.to(time.device), self.counts.to(time.device)
+        met = torch.zeros_like(self.counts).index_add_(0, at, torch.ones_like(time, dtype=torch.float64))
+        total = torch.zeros_like(self.squares).index_add_(0, at, (loss.double() * p[at]).square())
+        decay = torch.where(self.counts > 0, self.decay, 0.0)
+        self.squares = torch.where(met > 0, decay * self.squares + (1 - decay) * total / met.clamp(min=1), self.squares)
+        self.counts = self.counts + met
+
+    def state(self) -> dict[str, list[float]]:
+        """What it has learned, as JSON data."""
+        return {"squares": self.squares.tolist(), "counts": self.counts.tolist()}
+
+    def load(self, state: Mapping[str, list[float]]) -> None:
+        """Take up a `state`. Raises ValueError for one of another number of bins."""
+        found = {name: torch.tensor(state[name], dtype=torch.float64) for name in ("squares", "counts")}
+        for name, x in found.items():
+            checked(name, tuple(x.shape), x.shape == (self.bins,), f"this clock has {self.bins} bins")
+        self.squares, self.counts = found["squares"], found["counts"]
 
 
 @dataclass(frozen=True)

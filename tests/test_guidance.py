@@ -188,8 +188,12 @@ def test_unprompted_masks_or_hides_what_never_moves():
     assert torch.equal(masked.tokens != state.tokens, fixed) and torch.equal(masked.valid, state.valid)
     only = Unprompted(("prompt",))(state)
     assert torch.equal(only.tokens != state.tokens, fixed & prompt) and bool((fixed & ~prompt).any())
-    hidden = Unprompted(("prompt",), hide=True)(state)
+    hidden = Unprompted(("prompt",), how="absent")(state)
     assert torch.equal(hidden.valid, state.valid & ~prompt) and not hidden.batch.unrestricted
+    null = Unprompted(how="null")(state)
+    assert torch.equal(null.tokens == batch.layout.vocab.special("NULL"), fixed) and torch.equal(null.time, state.time)
+    with pytest.raises(ValueError, match="how is 'hide'"):
+        Unprompted(how="hide")
     with pytest.raises(ValueError, match="caption.*prompt, left, right"):
         Unprompted(("caption",))(state)
     with pytest.raises(ValueError, match="'label'"):
@@ -200,13 +204,13 @@ def test_unprompted_masks_or_hides_what_never_moves():
     "kernel", [Ancestral(), Ancestral(Uniform()), Commit()], ids=lambda k: type(k.process).__name__
 )
 @pytest.mark.parametrize("level", ["x0", "posterior"])
-@pytest.mark.parametrize("hide", [False, True])
-def test_conformance(kernel, level, hide):
+@pytest.mark.parametrize("how", ["mask", "null", "absent"])
+def test_conformance(kernel, level, how):
     if level == "posterior":
         if not isinstance(kernel, Ancestral):
             return
         kernel = replace(kernel, site=PosteriorGuidance(kernel.process))
-    check_conformance(Wrapped(kernel, lambda inner: ClassifierFree(inner, 1.5, Unprompted(hide=hide), level=level)))
+    check_conformance(Wrapped(kernel, lambda inner: ClassifierFree(inner, 1.5, Unprompted(how=how), level=level)))
 
 
 def test_one_call_equals_two():

@@ -20,6 +20,7 @@ from discdiff.noise import TOKEN, Noise
 from discdiff.types import State, Step
 
 LEVELS = ("x0", "posterior")
+UNPROMPTED = ("mask", "null", "absent")
 
 
 @dataclass(frozen=True)
@@ -27,24 +28,24 @@ class Unprompted:
     """The state without its prompt: what never moves (given or not noised) in the named segments (() = all) is masked, at
     time 1.
 
-    hide: it is absent, so that nobody attends to it. Masking the prompt is LLaDA's unsupervised guidance (2502.09992).
+    how: "mask" (LLaDA's unsupervised guidance, 2502.09992); "null", the special NULL, for networks trained with `Dropped`
+    (Improved VQ-Diffusion, 2205.16007); or "absent": nobody attends to it.
     """
 
     segments: tuple[str, ...] = ()
-    hide: bool = False
+    how: str = "mask"
+
+    def __post_init__(self) -> None:
+        checked("how", self.how, self.how in UNPROMPTED, f"choose from {', '.join(UNPROMPTED)}")
 
     def __call__(self, state: State) -> State:
-        layout = state.batch.layout
-        unknown = [name for name in self.segments if name not in layout.names]
-        checked("segments", self.segments, not unknown, f"this layout has {', '.join(layout.names)}")
-        where = state.valid & ~state.free
-        if self.segments:
-            numbers = torch.tensor([layout.names.index(name) for name in self.segments], device=where.device)
-            where = where & torch.isin(state.batch.alphabet.segment, numbers)
-        if self.hide:
+        vocab = state.batch.layout.vocab
+        where = state.valid & ~state.free & state.batch.within(self.segments)
+        if self.how == "absent":
             return state.close(where)
-        tokens = torch.where(where, layout.vocab.mask, state.tokens)
-        return state._replace(tokens=tokens, time=torch.where(where, 1.0, state.time))
+        tokens = torch.where(where, vocab.mask if self.how == "mask" else vocab.special("NULL"), state.tokens)
+        time = torch.where(where, 1.0, state.time) if self.how == "mask" else state.time
+        return state._replace(tokens=tokens, time=time)
 
 
 @dataclass(frozen=True)

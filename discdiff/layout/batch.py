@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from discdiff.config import checked
 from discdiff.types import Alphabet
 
 if TYPE_CHECKING:
@@ -59,6 +60,14 @@ class TokenBatch(NamedTuple):
         """Number of legal symbols and segment of every position."""
         tables = self.layout.tables(self.tokens.device)
         return Alphabet(tables.size[self.slot], tables.segment[self.slot], self.layout.names)
+
+    def within(self, segments: Sequence[str]) -> Tensor:
+        """Positions of the named segments, () for all: bool (batch, length). Raises ValueError for an unknown name."""
+        names = self.layout.names
+        unknown = [name for name in segments if name not in names]
+        checked("segments", tuple(segments), not unknown, f"this layout has {', '.join(names)}")
+        numbers = [names.index(name) for name in segments or names]
+        return torch.isin(self.alphabet.segment, torch.tensor(numbers, device=self.tokens.device))
 
     def sites(self, index: Tensor) -> Alphabet:
         """`alphabet` at the flat sites `index` (row * length + column)."""

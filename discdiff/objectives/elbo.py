@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discdiff.clocks import Clock, Shared
+from discdiff.clocks import Clock, Importance, Shared
+from discdiff.config import checked
 from discdiff.layout import TokenBatch
 from discdiff.maskers import Masker
 from discdiff.noise import CORRUPT, Noise
@@ -22,9 +23,10 @@ class Elbo:
 
     masker: another law of hidden sets, for absorbing processes; None is the process's own. clock: the time of each
     position. kind: what the network is trained to predict. shift: slot i is predicted from slot i - 1. time_min keeps
-    training away from weights of 1 / t. The loss is the sum of nats over (batch * length), so that micro-batches of
-    equal size average exactly. Metrics, (batch,) each: `nats`, a row's estimate of its bound with the prior term, and
-    `row_loss`, the same per position.
+    training away from weights of 1 / t. auxiliary: lambda of lambda (2 - t) -log p(x0 | x_t), added to the loss, not to the
+    bound, at every free position (VQ-Diffusion arXiv 2111.14822 eq. 11). The loss is the sum of nats over (batch * length),
+    so that micro-batches of equal size average exactly. Metrics, (batch,) each: `nats`, a row's estimate of its bound with
+    the prior term, and `row_loss`, the same per position.
     """
 
     process: Process = field(default_factory=Absorbing)
@@ -33,12 +35,16 @@ class Elbo:
     kind: str = "cavity"
     shift: bool = False
     time_min: float = 1e-3
+    auxiliary: float = 0.0
 
     def __post_init__(self) -> None:
         if self.masker is not None and not isinstance(self.process, Absorbing):
             raise ValueError(f"a masker hides tokens: it goes with Absorbing, not with {type(self.process).__name__}")
         if self.masker is not None and self.clock != Shared():
             raise ValueError(f"a masker chooses what to hide: {self.clock} would have no say, leave it out")
+        checked("auxiliary", self.auxiliary, self.auxiliary >= 0, "0 or more")
+        if self.auxiliary and isinstance(self.process, Absorbing):
+            raise ValueError(f"auxiliary {self.auxiliary}: of masked tokens the bound is that cross-entropy already")
         if not 0 <= self.time_min < 1:
             raise ValueError(f"time_min {self.time_min} must lie in [0, 1)")
 
@@ -51,7 +57,13 @@ class Elbo:
             return self._nats(network, hidden, batch, noisy, when, weight)
 
         out = model(batch=noisy, time=when, objective=head)
-        return out.loss, _metrics(out.extras + self.prior_kl(batch), batch)
+        own = {"row_time": time} if isinstance(self.clock, Importance) else {}
+        return out.loss, _metrics(out.extras + self.prior_kl(batch), batch) | own
+
+    @property
+    def memory(self) -> Importance | None:
+        """What learns from the rows' losses; the trainer feeds and stores it."""
+        return self.clock if isinstance(self.clock, Importance) else None
 
     def corrupt(self, batch: TokenBatch, noise: Noise, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy tokens, the time of every position and the weight of its loss, all (batch, length).
@@ -91,7 +103,7 @@ class Elbo:
                 sites = sites & (noisy.tokens == batch.layout.vocab.mask)
                 part = cross_entropy(batch, weight if self.masker else weight * process.weight(when))
             else:
-                part = density(batch, noisy, process, when, weight, self.kind)
+                part = density(batch, noisy, process, when, weight, self.kind, self.auxiliary)
             loss, rows = gather(model, hidden, noisy, sites, self.shift, part)
             losses.append(loss)
             nats.append(rows)

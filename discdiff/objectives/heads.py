@@ -48,11 +48,23 @@ def cross_entropy(batch: TokenBatch, weight: Tensor) -> Part:
     return part
 
 
-def density(batch: TokenBatch, noisy: TokenBatch, process: Process, when: Tensor, weight: Tensor, kind: str) -> Part:
-    """weight * process.loss."""
+def density(
+    batch: TokenBatch,
+    noisy: TokenBatch,
+    process: Process,
+    when: Tensor,
+    weight: Tensor,
+    kind: str,
+    auxiliary: float = 0.0,
+) -> Part:
+    """weight * process.loss; to the loss alone also auxiliary * (2 - t) * -log p(x0), weighted alike."""
 
-    def value(log_x0: Tensor, x0: Tensor, x: Tensor, index: Tensor) -> Tensor:
-        return process.loss(log_x0, x0, x, when.reshape(-1)[index], kind) * weight.reshape(-1)[index]
+    def value(log_x0: Tensor, x0: Tensor, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        time, scale = when.reshape(-1)[index], weight.reshape(-1)[index]
+        nats = process.loss(log_x0, x0, x, time, kind) * scale
+        if not auxiliary:
+            return nats, nats
+        return nats - auxiliary * (2 - time) * scale * log_x0.gather(-1, x0[..., None])[..., 0], nats
 
     return _predicted(batch, noisy, value)
 
@@ -60,20 +72,21 @@ def density(batch: TokenBatch, noisy: TokenBatch, process: Process, when: Tensor
 def reconstruction(batch: TokenBatch, noisy: TokenBatch, process: Process, when: Tensor, kind: str) -> Part:
     """process.reconstruction, -log p(x0 | x_t)."""
 
-    def value(log_x0: Tensor, x0: Tensor, x: Tensor, index: Tensor) -> Tensor:
-        return process.reconstruction(log_x0, x0, x, when.reshape(-1)[index], kind)
+    def value(log_x0: Tensor, x0: Tensor, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        nats = process.reconstruction(log_x0, x0, x, when.reshape(-1)[index], kind)
+        return nats, nats
 
     return _predicted(batch, noisy, value)
 
 
-def _predicted(batch: TokenBatch, noisy: TokenBatch, value: Callable[..., Tensor]) -> Part:
-    """`value(log_x0 (n, K), x0, x, sites)` (n,), in bounded chunks that the backward pass recomputes."""
+def _predicted(batch: TokenBatch, noisy: TokenBatch, value: Callable[..., tuple[Tensor, Tensor]]) -> Part:
+    """`value(log_x0 (n, K), x0, x, sites)`: loss (n,) and nats (n,), in bounded chunks that the backward pass recomputes."""
 
     def part(hidden: Tensor, head: Tensor, index: Tensor, alphabet: int) -> tuple[Tensor, Tensor]:
         x0, x = (b.symbols(b.tokens.reshape(-1)[index], index) for b in (batch, noisy))
         banned = batch.layout.banned(alphabet)
 
-        def piece(h: Tensor, w: Tensor, at: Tensor) -> Tensor:
+        def piece(h: Tensor, w: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
             logits = (h @ w.T).to(_real(h))
             if banned is not None:
                 logits = logits.index_fill(1, torch.tensor([banned], device=h.device), -torch.inf)
@@ -81,10 +94,11 @@ def _predicted(batch: TokenBatch, noisy: TokenBatch, value: Callable[..., Tensor
 
         pieces = torch.arange(len(index), device=index.device).split(max(1, _CHUNK_BYTES // (8 * len(head))))
         if len(pieces) == 1:
-            each = piece(hidden, head, pieces[0])
+            loss, each = piece(hidden, head, pieces[0])
         else:
-            each = torch.cat([checkpoint(piece, hidden[at], head, at, use_reentrant=False) for at in pieces])
-        return each.sum(), each
+            parts = [checkpoint(piece, hidden[at], head, at, use_reentrant=False) for at in pieces]
+            loss, each = (torch.cat(column) for column in zip(*parts, strict=True))
+        return loss.sum(), each
 
     return part
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from discdiff.clocks import Clock
 from discdiff.config import build, checked
-from discdiff.denoisers import ClassifierFree, Nucleus, Temperature, TopK
+from discdiff.denoisers import ClassifierFree, Nucleus, Temperature, TopK, Unprompted
 from discdiff.denoisers.caches import (
     ApproximateDualCached,
     ApproximatePrefixCached,
@@ -21,6 +21,7 @@ from discdiff.denoisers.caches import (
     PrefixCached,
     SkipUnchanged,
 )
+from discdiff.denoisers.guidance import UNPROMPTED
 from discdiff.kernels import Kernel
 from discdiff.kernels.early_end import EarlyEnd
 from discdiff.layout import TokenBatch
@@ -49,8 +50,8 @@ class Common:
     approach the law.
 
     temperature: of the predictions, 0 is the likeliest token; top_k 0 and nucleus 1 truncate nothing. guidance: scale g of
-    log p = g log c + (1 - g) log u, u with the prompt masked. cache: "none", or one of CACHES. end: name of the special
-    token behind which a row is closed, such as "EOS"; "" goes on.
+    log p = g log c + (1 - g) log u, u without the prompt: `unprompted` "mask", "null" or "absent". cache: "none", or one of
+    CACHES. end: name of the special token behind which a row is closed, such as "EOS"; "" goes on.
     """
 
     steps: int = 0
@@ -58,6 +59,7 @@ class Common:
     top_k: int = 0
     nucleus: float = 1.0
     guidance: float = 1.0
+    unprompted: str = "mask"
     cache: str = "none"
     end: str = ""
 
@@ -67,6 +69,7 @@ class Common:
         checked("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or more")
         checked("nucleus", self.nucleus, 0 < self.nucleus <= 1, "a share in (0, 1]")
         checked("guidance", self.guidance, math.isfinite(self.guidance), "a finite scale, 1 for no guidance")
+        checked("unprompted", self.unprompted, self.unprompted in UNPROMPTED, f"choose from {', '.join(UNPROMPTED)}")
         checked("cache", self.cache, self.cache in CACHES, f"choose from {', '.join(CACHES)}")
 
     def around(self, kernel: Kernel) -> Kernel:
@@ -76,7 +79,9 @@ class Common:
     def inside(self, denoiser: Any) -> Any:
         """The denoiser with its cache, then guidance."""
         denoiser = denoiser if self.cache == "none" else CACHES[self.cache](denoiser)
-        return denoiser if self.guidance == 1 else ClassifierFree(denoiser, self.guidance)
+        return (
+            denoiser if self.guidance == 1 else ClassifierFree(denoiser, self.guidance, Unprompted(how=self.unprompted))
+        )
 
     def outside(self, denoiser: Any) -> Any:
         """The denoiser with temperature, then top-k, then nucleus around it."""

@@ -64,6 +64,7 @@ def save(trainer: DiffusionTrainer) -> None:
     if trainer.settings is None:
         training["arguments"] = json.loads(args.to_json_string())
     scheduler = {"scheduler": trainer.lr_scheduler.state_dict(), "seconds": trainer.elapsed()}
+    scheduler |= {} if trainer.memory is None else {"memory": trainer.memory.state()}
 
     def write(folder: Path) -> None:
         states.save_weights(model, weights, folder, original_format=False)

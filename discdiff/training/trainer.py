@@ -88,6 +88,8 @@ class DiffusionTrainer(Trainer):
         self._start, self._before, self._began, self._stop = 0, 0.0, time.monotonic(), GracefulStop()
         self._losses: list[tuple[Tensor, Tensor]] = []
         self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._seen: list[Tensor] = []
+        self.memory: Any = getattr(objective, "memory", None)  # of times and losses, see `clocks.Importance`
         super().__init__(
             model=model, args=arguments, data_collator=data.collate, train_dataset=train_dataset,
             eval_dataset=eval_dataset, **options,
@@ -125,6 +127,8 @@ class DiffusionTrainer(Trainer):
         times = data.keyed_times(self.knobs.seed, inputs["epoch"], inputs["rank"])
         loss, metrics = self.objective(model, batch, noise, times)
         self._losses.append((loss.detach(), inputs["id"]))
+        if self.memory is not None:
+            self._seen.append(torch.stack([metrics["row_time"], metrics[ROW_LOSS]]).detach())
         for name, x in metrics.items():
             if x.numel() == 1 and name != ROW_LOSS:
                 value = x.detach().reshape(()).float()
@@ -264,6 +268,8 @@ class DiffusionTrainer(Trainer):
             stored = json.loads((Path(checkpoint) / "scheduler.json").read_text(encoding="utf-8"))
             self.lr_scheduler.load_state_dict(stored["scheduler"])
             self.seconds = self._before = stored["seconds"]
+            if self.memory is not None:
+                self.memory.load(stored["memory"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint and not states.load_random_state(self.args.device, checkpoint, self.args.process_index):
@@ -291,6 +297,10 @@ class _Hooks(TrainerCallback):
             logger.warning("%s was written without EMA: the average begins with its weights", trainer._resumed)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.trainer.memory is not None:
+            seen = self.trainer.accelerator.gather(torch.cat(self.trainer._seen, 1).mT.contiguous())
+            self.trainer.memory.observe(*seen.unbind(1))
+            self.trainer._seen.clear()
         if self.trainer.ema is not None:
             self.trainer.ema.update(state.global_step)
 

@@ -28,15 +28,26 @@ def features(x: Tensor, mask: Tensor, rate: int) -> tuple[Tensor, Tensor]:
 
 
 def fit_judge(clips: Clips, column: str, rate: int, judged: Judged) -> tuple[Judge, list[str]]:
-    """A classifier of a column, trained on real sounds alone, and the values by number."""
+    """A classifier of a column, trained on real sounds alone, clean and with white noise, and the values by number."""
     said = clips.column(column)
     labels = sorted(set(said))
     checked(column, labels[:3], len(labels) > 1, "at least two values, so that they can be told apart")
-    x, mask = features(clips.x, clips.mask, rate)
-    truth = torch.tensor([labels.index(each) for each in said])
+    given = [clips.x] + [noisy(clips.x, clips.mask, judged.judge_seed + copy) for copy in range(judged.noisy_copies)]
+    parts = [features(x, clips.mask, rate) for x in given]
+    x, mask = (torch.cat(column) for column in zip(*parts, strict=True))
+    truth = torch.tensor([labels.index(each) for each in said]).repeat(len(given))
     with tempfile.TemporaryDirectory() as folder:  # of its checkpoints
         judge = train_judge(x, truth, Path(folder) / "judge", mask, steps=judged.judge_steps, seed=judged.judge_seed)
     return judge, labels
+
+
+def noisy(x: Tensor, mask: Tensor, seed: int) -> Tensor:
+    """Sounds (n, samples) with white noise 0 to 30 dB below them, so that a judge hears what is said, not how clean it is."""
+    draw = torch.Generator().manual_seed(seed)
+    below = 30 * torch.rand(len(x), 1, generator=draw)
+    power = (x.square() * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+    noise = torch.randn(x.shape, generator=draw) * power.sqrt() * 10 ** (-below / 20)
+    return (x + noise).clamp(-1, 1) * mask
 
 
 def right(judge: Judge, labels: Sequence[str], x: Tensor, mask: Tensor, said: Sequence[str], rate: int) -> Tensor:

@@ -129,12 +129,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Judged:
-    """How much to evaluate: samples drawn per held-out sound, steps of the judge's training, its seed."""
+    """How much to evaluate: samples drawn per held-out sound, steps of the judge's training, noisy copies of each real sound
+    that it also learns from, its seed.
+    """
 
     copies: int = 1
-    judge_steps: int = 600
+    judge_steps: int = 1200
+    noisy_copies: int = 3
     judge_seed: int = 0
 
     def __post_init__(self) -> None:
         checked("copies", self.copies, self.copies >= 1, "at least 1")
         checked("judge_steps", self.judge_steps, self.judge_steps >= 1, "at least 1")
+        checked("noisy_copies", self.noisy_copies, self.noisy_copies >= 0, "0 or more")

@@ -1,4 +1,4 @@
-"""Metrics: likelihood bounds with their standard error, and the diversity of samples."""
+"""Likelihood bounds with their standard error."""
 
 from __future__ import annotations
 
@@ -106,18 +106,3 @@ def reconstruction(model: Any, objective: Elbo, batch: TokenBatch, noise: Noise)
 def row_uniform(seed: int) -> Tensor:
     """One keyed uniform, the offset of a stratified sequence."""
     return Noise.seeded(row_seeds(seed, 1), torch.ones(1, 1, dtype=torch.bool)).uniform(4)[0, 0]
-
-
-def distinct(samples: Tensor, n: int) -> float:
-    """Share of distinct n-grams among all n-grams of the rows (batch, length); 1 is no repetition (arXiv 1510.03055)."""
-    if not 1 <= n <= samples.shape[1]:
-        raise ValueError(f"{n}-grams of rows of length {samples.shape[1]}: choose 1 <= n <= length")
-    grams = samples.unfold(1, n, 1).reshape(-1, n)
-    return len(torch.unique(grams, dim=0)) / len(grams)
-
-
-def unigram_entropy(samples: Tensor) -> float:
-    """Mean over rows of the entropy of a row's own token counts, nats: the collapse that judged likelihood hides."""
-    counts = torch.stack([torch.bincount(row, minlength=int(samples.max()) + 1) for row in samples]).double()
-    p = counts / counts.sum(1, keepdim=True)
-    return float(-torch.xlogy(p, p).sum(1).mean())
