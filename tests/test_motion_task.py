@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.common.words import Lexicon
 from tasks.motion import figures, skeletons
 from tasks.motion.__main__ import main
 from tasks.motion.clips import padded, windows
@@ -14,7 +15,6 @@ from tasks.motion.generate import features
 from tasks.motion.page import animation
 from tasks.motion.settings import Codec, Motions
 from tasks.motion.sources import load, resampled
-from tasks.motion.words import Lexicon
 from tests.motion_toy import BONES, folder, random_pose
 from tokenizers_vq.motion import Bvh, MotionTokenizer, Skeleton, bone_variation, mpjpe, read_bvh, write_bvh
 

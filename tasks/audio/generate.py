@@ -23,6 +23,7 @@ from tasks.audio.settings import Generator, Judged, Output, Request, Sounds, Tra
 from tasks.audio.sources import Clips, load
 from tasks.common import generation
 from tasks.common.judge import Judge
+from tasks.common.methods import both_ways
 from tasks.common.sections import Drawing
 from tokenizers_vq.audio import AudioTokenizer
 
@@ -104,11 +105,9 @@ def fit_model(
     out = codecs.encode(tokenizer, clips.x, clips.mask)
     data = generation.Coded(told.ids(torch.tensor(told.known)[:, :-1]), out.codes[..., :depth], out.mask)
     layout = generation.layout_for("audio", tokenizer.codebook_size, depth, out.grid, len(told.columns), told.size, "t")
-    shape = {
-        name: getattr(wanted, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout", "conditional")
-    }
+    shape = {name: getattr(wanted, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
     rows = generation.Rows(layout, data)
-    return generation.train(layout, rows, settings, folder, resume=resume, **shape), told
+    return generation.train(layout, rows, settings, folder, both_ways(wanted.conditional), resume=resume, **shape), told
 
 
 def drawn(trained: Trained, condition: Tensor, lengths: Tensor, seed: int = 0, **sampler: Any) -> tuple[Tensor, Tensor]:

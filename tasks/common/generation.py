@@ -1,4 +1,4 @@
-"""A masked-diffusion transformer over [condition | codes], trained on both directions and sampled in either."""
+"""A transformer over [condition | codes]: trained by any method, sampled in any direction the method knows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from torch import Tensor
 
 from discdiff.config import checked, from_dict, to_dict
 from discdiff.layout import LAYOUTS, Layout, Modality, Segment, VocabLayout, make_batch
-from discdiff.maskers import Independent
 from discdiff.models import DiscDiffConfig, DiscDiffModel
-from discdiff.objectives import Elbo
-from discdiff.processes import Absorbing, Process
 from discdiff.sampling import generate
 from discdiff.training import DiffusionTrainer, TrainingSettings
+from tasks.common.methods import Method
 
 CONDITION = "condition"
 
@@ -33,12 +31,25 @@ class Coded(NamedTuple):
 
 
 def layout_for(
-    modality: str, codebook_size: int, depth: int, grid: Sequence[int], words: int, lexicon: int, axes: str = ""
+    modality: str,
+    codebook_size: int,
+    depth: int,
+    grid: Sequence[int],
+    words: int,
+    lexicon: int,
+    axes: str = "",
+    method: Method | None = None,
 ) -> Layout:
-    """[condition of `words` ids below `lexicon` | codes of `grid` slots], the levels of a slot packed into one."""
+    """[condition of `words` ids below `lexicon` | codes of `grid` slots], the levels of a slot packed into one.
+
+    A method that is only ever told its condition has it as a segment that is not noised; an autoregressive one sees
+    leftwards and makes the levels of a slot one by one.
+    """
     vocab = VocabLayout(lexicon, (Modality(modality, codebook_size, depth),))
-    segments = Segment(CONDITION, "text", (words,)), Segment(modality, modality, tuple(grid), axes=axes)
-    return Layout(vocab, segments, packed=True)
+    told, causal = method is not None and method.told, method is not None and method.causal
+    condition = Segment(CONDITION, "text", (words,), noised=not told)
+    codes = Segment(modality, modality, tuple(grid), axes=axes)
+    return Layout(vocab, (condition, codes), packed=not causal, attention="causal" if causal else "full")
 
 
 class Rows:
@@ -66,9 +77,8 @@ def train(
     data: Any,
     settings: TrainingSettings,
     folder: str | Path,
+    method: Method,
     *,
-    process: Process | None = None,
-    conditional: float = 0.8,
     hidden_size: int = 128,
     num_layers: int = 4,
     num_heads: int = 4,
@@ -76,16 +86,15 @@ def train(
     valid: Any = None,
     resume: str | None = None,
 ) -> DiscDiffModel:
-    """A model of `Rows`, saved to FOLDER, checkpoints in FOLDER_training; conditional: share of rows with one part given.
+    """A model of `Rows`, saved to FOLDER, checkpoints in FOLDER_training.
 
     Raises KeyboardInterrupt where Ctrl-C or SIGTERM ended the training, whose checkpoint `resume="auto"` goes on from.
     """
-    folder, process = Path(folder), process or Absorbing()
-    timeless = isinstance(process, Absorbing)
+    folder = Path(folder)
     config = DiscDiffConfig(
         vocab=json.loads(layout.vocab.to_json()),
         layout=to_dict(layout),
-        process=to_dict(process),
+        process=to_dict(method.process) if method.process is not None else None,
         hidden_size=hidden_size,
         num_layers=num_layers,
         num_heads=num_heads,
@@ -93,13 +102,13 @@ def train(
         initializer_range=hidden_size**-0.5,
         max_length=len(layout.tables().lead),
         max_depth=max(layout.depth(s) for s in layout.segments),
-        time_conditioning=not timeless,
-        prediction="own" if timeless else "cavity",
+        time_conditioning=method.timed,
+        prediction=method.prediction,
+        shift=method.causal,
     )
     model = DiscDiffModel.seeded(config, settings.seed)
-    objective = Elbo(process, masker=Independent(conditional, power=0.5) if timeless else None)
     checkpoints = folder.with_name(f"{folder.name}_training")
-    trainer = DiffusionTrainer(model, settings, objective, layout, data, valid, output_dir=checkpoints)
+    trainer = DiffusionTrainer(model, settings, method.objective, layout, data, valid, output_dir=checkpoints)
     trainer.train(resume)
     if trainer.stopped_by == "signal":
         raise KeyboardInterrupt
@@ -119,6 +128,7 @@ def draw(
     mask: Tensor,
     *,
     codes: Tensor | None = None,
+    known: Tensor | None = None,
     sampler: str = "ancestral",
     seed: int = 0,
     batch: int = 64,
@@ -126,26 +136,30 @@ def draw(
 ) -> Coded:
     """Codes drawn for conditions (n, words), or conditions drawn for `codes`; mask (n, slots): the slots to fill.
 
-    Rows are drawn `batch` at a time, and do not depend on how many that is: every row has a seed of its own.
+    With both, the codes of the slots that are `known` (n, slots) are given and never change, the others are drawn. Rows
+    are drawn `batch` at a time, and do not depend on how many that is: every row has a seed of its own.
     """
     layout = layout_of(model)
     name, depth = layout.names[1], layout.depth(layout.segments[1])
     words, rows = layout.segments[0].slots, len(mask)
-    checked("condition", condition, (condition is None) != (codes is None), "give either condition or codes")
+    if (condition is not None and codes is not None) != (known is not None) or (condition is None and codes is None):
+        raise ValueError("give condition, or codes, or both with the slots that are known")
     tokens = torch.full((rows, layout.length), layout.vocab.mask)
     if condition is not None:
         tokens[:, :words] = condition
     if codes is not None:
-        tokens[:, words:] = layout.vocab.to_global(codes, name).flatten(1)
+        made = layout.vocab.to_global(codes, name)
+        made = made if known is None else torch.where(known[..., None], made, layout.vocab.mask)
+        tokens[:, words:] = made.flatten(1)
     valid = torch.cat([torch.ones(rows, words, dtype=torch.bool), mask.repeat_interleave(depth, 1)], 1)
     tokens = tokens.masked_fill(~valid, layout.vocab.pad)
     drawn = []
     for start in range(0, rows, batch):
         part = slice(start, start + batch)
         given = valid[part] & (tokens[part] != layout.vocab.mask)
-        made = make_batch(layout, tokens[part], valid=valid[part], given=given)
-        seeds = list(range(seed + start, seed + start + len(made.tokens)))
-        drawn.append(generate(model, made, sampler, seed=seeds, **knobs)[0].cpu())
+        rows_of = make_batch(layout, tokens[part], valid=valid[part], given=given)
+        seeds = list(range(seed + start, seed + start + len(rows_of.tokens)))
+        drawn.append(generate(model, rows_of, sampler, seed=seeds, **knobs)[0].cpu())
     out = torch.cat(drawn)
     first = layout.vocab.range(name)[0]
     filled = torch.where(valid, out, first + torch.zeros_like(out))[:, words:].view(rows, -1, depth)

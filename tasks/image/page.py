@@ -60,6 +60,49 @@ def write(
     return report.save(file)
 
 
+def samples(
+    file: Path,
+    title: str,
+    made: Tensor,
+    real: Tensor | None = None,
+    figures: Mapping[str, Any] | None = None,
+    log: Path | None = None,
+    columns: int = 10,
+) -> Path:
+    """A page of pictures uint8 that a model made, beside real ones where given, with its figures and training."""
+    report = Report(title, f"{len(made)} pictures of {made.shape[2]} x {made.shape[3]}")
+    if figures:
+        report.figures({name: figures[name] for name in list(figures)[:4]})
+    for name, x in (("Samples", made), ("Real pictures", real)):
+        if x is not None:
+            report.heading(name).image(_grid(x, columns), name.lower())
+    if _curves(log):
+        report.heading("Training").curve(_curves(log), "step", "loss", "parts of the loss", log_y=True)
+    if figures:
+        report.heading("All figures").table([(k, _number(v)) for k, v in figures.items()], ("figure", "value"))
+    return report.save(file)
+
+
+def filled(file: Path, x: Tensor, back: Tensor, made: Tensor, known: Tensor) -> Path:
+    """A page of one picture (1, ...), its reconstruction, its codes outside the hole, and what was made of it."""
+    tall, wide = x.shape[2] // known.shape[0], x.shape[3] // known.shape[1]
+    shown_of = known.repeat_interleave(tall, 0).repeat_interleave(wide, 1)
+    cut = torch.where(shown_of, back, torch.full_like(back, 128))
+    report = Report("A hole filled in", f"{int(known.sum())} of {known.numel()} codes are kept")
+    row = torch.cat([x, back, cut, made])
+    report.image(_grid(row, len(row)), "the picture, what its codes give, what is kept, and the hole made anew")
+    return report.save(file)
+
+
+def _grid(x: Tensor, columns: int) -> Any:
+    whole = x[: len(x) - len(x) % columns] if len(x) > columns else x
+    return image_grid(shown(whole), min(columns, len(whole)), scale=max(1, 56 // x.shape[-1]))
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _curves(log: Path | None) -> dict[str, tuple[Any, Any]]:
     """The parts of the loss against the step, from the trainer's log."""
     if log is None or not log.exists():

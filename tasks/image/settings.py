@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from discdiff.config import checked
-from tasks.common.sections import codec
+from tasks.common.methods import METHODS
+from tasks.common.sections import codec, training
 from tokenizers_vq.image import ImageTokenizerConfig
 
 DAMAGED = ("stop", "skip")
@@ -61,3 +62,99 @@ class Refit:
         checked("codes", self.codes, self.codes >= 0, "codes of the new codebook, 0 for as many as before")
         checked("points", self.points, self.points >= 1, "latents that k-means sees")
         checked("rounds", self.rounds, self.rounds >= 1, "at least one round of Lloyd")
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The model of codes. tokenizer: folder that `tokenizer train` wrote; condition: what it is told of a picture, a column
+    (docs/images.md) or "" for nothing; words: of a condition at most; method: vq_diffusion, vq_released, vq_ddm, maskgit or
+    autoregressive; dropped: share of rows trained without their condition; auxiliary: weight of VQ-Diffusion's second loss;
+    hidden_size, num_layers, num_heads, dropout: its size.
+    """
+
+    tokenizer: str = "runs/image"
+    condition: str = "label"
+    words: int = 16
+    method: str = "vq_diffusion"
+    dropped: float = 0.1
+    auxiliary: float = 5e-4
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        checked("method", self.method, self.method in METHODS, f"choose from {', '.join(METHODS)}")
+        checked("words", self.words, self.words >= 1, "at least one word")
+        checked("dropped", self.dropped, 0 <= self.dropped <= 1, "a share of the rows in [0, 1]")
+
+
+Training = training(steps=3000, batch_size=64, learning_rate=1e-3, warmup=100, weight_decay=0.05, ema=0.998)
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """Where everything goes: task.json, the tokenizer, the model codes/ with its checkpoints, metrics.json, report.html."""
+
+    out: str = "runs/pictures"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How to sample: a name of `discdiff.PRESETS`, "" for the method's own, its knobs given as --sampler.KNOB
+    (docs/samplers.md), and a seed.
+    """
+
+    sampler: str = ""
+    sample_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to sample: `count` pictures of a condition. out: a folder for PNG files; report: a page that shows them made."""
+
+    condition: str = ""
+    count: int = 8
+    out: str = "runs/samples"
+    report: str | None = None
+
+    def __post_init__(self) -> None:
+        checked("count", self.count, self.count >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class Hole:
+    """What to fill in. picture: a file, or "valid:N" for validation picture N; hole: left, top, right, bottom as shares of
+    width and height, whatever it touches is made anew; condition: what is said of the picture.
+    """
+
+    picture: str = "valid:0"
+    hole: tuple[float, float, float, float] = (0.5, 0.0, 1.0, 1.0)
+    condition: str = ""
+    count: int = 4
+    out: str = "runs/filled"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hole", tuple(self.hole))
+        left, top, right, bottom = self.hole
+        fits = 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+        checked("hole", self.hole, fits, "left < right and top < bottom, shares in [0, 1]")
+        checked("count", self.count, self.count >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How much to evaluate: pictures drawn, steps of the judge's training, its seed."""
+
+    samples: int = 1000
+    judge_steps: int = 1500
+    judge_seed: int = 0
+
+    def __post_init__(self) -> None:
+        checked("samples", self.samples, self.samples >= 2, "at least 2")
+        checked("judge_steps", self.judge_steps, self.judge_steps >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No settings."""

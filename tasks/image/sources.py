@@ -1,7 +1,10 @@
-"""Pictures from folders, idx files, parquet files and `datasets`, as one uint8 tensor (n, channels, height, width)."""
+"""Pictures from folders, idx files, parquet files and `datasets`, as one uint8 tensor (n, channels, height, width), and what
+is said of each.
+"""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import struct
@@ -16,26 +19,41 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from discdiff.config import checked
 from tasks.image.settings import Pictures
 
-HUB = "hf:"
+HUB, METADATA = "hf:", "metadata.csv"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 class Read(NamedTuple):
-    """Pictures uint8 (n, channels, height, width), and the names of those that could not be read."""
+    """Pictures uint8 (n, channels, height, width), the names of those that could not be read, and what a column says of
+    each picture ("" where none was asked for).
+    """
 
     x: Tensor
     damaged: list[str]
+    said: list[str]
+
+    def rows(self, where: Tensor) -> Read:
+        """Those where the mask (n,) is True."""
+        return Read(self.x[where], self.damaged, [each for each, kept in zip(self.said, where.tolist()) if kept])
 
 
 def load(pictures: Pictures, channels: int) -> tuple[Tensor, Tensor]:
     """Training and validation pictures. Raises ValueError where one of them is empty."""
-    x = read(pictures.source, pictures, channels).x
+    train, valid = load_said(pictures, channels)
+    return train.x, valid.x
+
+
+def load_said(pictures: Pictures, channels: int, column: str = "") -> tuple[Read, Read]:
+    """Training and validation pictures with what a column says of them. Raises ValueError where one of them is empty."""
+    found = read(pictures.source, pictures, channels, column)
+    x = found.x
     if pictures.valid is not None:
-        return x, read(pictures.valid, pictures, channels).x
+        return found, read(pictures.valid, pictures, channels, column)
     held = torch.zeros(len(x), dtype=torch.bool)
     if pictures.valid_last:
         held[-pictures.valid_last :] = True
@@ -45,30 +63,37 @@ def load(pictures: Pictures, channels: int) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"{pictures.source!r} has {len(x)} pictures: too few to keep {int(held.sum())} back, give valid="
         )
-    return x[~held], x[held]
+    return found.rows(~held), found.rows(held)
 
 
-def read(source: str, pictures: Pictures, channels: int) -> Read:
-    """All pictures of a source. Raises ValueError for a source that is not there, holds none, or holds damaged ones
+def read(source: str, pictures: Pictures, channels: int, column: str = "") -> Read:
+    """All pictures of a source. column: of parquet files and `datasets`; of a folder "label", the name of the folder that a
+    picture lies in, or a column of its metadata.csv (file_name, ...); of an idx file "label", from the file of labels
+    beside it. Raises ValueError for a source that is not there, holds none, or holds damaged ones
     (unless pictures.damaged is "skip"; then they are named), and for pictures of unlike sizes.
     """
     if channels not in MODES:
         raise ValueError(f"channels is {channels}: pictures are read with 1 (grey), 3 (RGB) or 4 (RGBA)")
     path = Path(source)
     if source.startswith(HUB):
-        found = _hub(source.removeprefix(HUB), pictures)
+        found = _hub(source.removeprefix(HUB), pictures, column)
     elif path.is_dir():
-        found = _folder(path)
+        found = _folder(path, column)
     elif not path.is_file():
         raise ValueError(f"there is no {source!r}: give a folder, an idx or parquet file, or {HUB}NAME")
+    elif path.suffix.lower() in SUFFIXES:
+        found = iter([(source, partial(_open, path), "")])
     elif path.suffix == ".parquet":
-        found = _parquet(path, pictures.image_field)
+        found = _parquet(path, pictures.image_field, column)
     else:
-        found = ((f"{source}[{i}]", partial(_open, a)) for i, a in enumerate(_idx_pictures(path)))
+        array = _idx_pictures(path)
+        labels = _idx_labels(path, len(array), column)
+        found = ((f"{source}[{i}]", partial(_open, a), labels[i]) for i, a in enumerate(array))
     rows: list[np.ndarray] = []
     damaged: list[str] = []
+    said: list[str] = []
     first = ""
-    for name, opened in found:
+    for name, opened, words in found:
         try:
             row = _array(opened(), channels, pictures.size)
         except UNREADABLE as error:
@@ -79,6 +104,7 @@ def read(source: str, pictures: Pictures, channels: int) -> Read:
             a, b = ("{1} x {2}".format(*shape) for shape in (row.shape, rows[0].shape))
             raise ValueError(f"{name} is {a}, {first} {b}: give size= to cut all pictures to one square")
         rows.append(row)
+        said.append(words)
     if damaged:
         shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
         message = f"{len(damaged)} of {len(damaged) + len(rows)} pictures of {source!r} cannot be read: {shown}"
@@ -87,10 +113,10 @@ def read(source: str, pictures: Pictures, channels: int) -> Read:
         print(f"left out: {message}")
     if not rows:
         raise ValueError(f"{source!r} holds no picture of {', '.join(sorted(SUFFIXES))}")
-    return Read(torch.from_numpy(np.stack(rows)), damaged)
+    return Read(torch.from_numpy(np.stack(rows)), damaged, said)
 
 
-Opened = Iterator[tuple[str, Callable[[], Image.Image]]]
+Opened = Iterator[tuple[str, Callable[[], Image.Image], str]]
 
 
 def _array(image: Image.Image, channels: int, size: int) -> np.ndarray:
@@ -129,30 +155,56 @@ def _taken(rows: Any, index: int, field: str) -> Image.Image:
     return _open(rows[index][field])
 
 
-def _folder(path: Path) -> Opened:
+def _folder(path: Path, column: str) -> Opened:
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    said = _metadata(path, files, column)
     for file in files:
-        yield str(file), partial(_open, file)
+        yield str(file), partial(_open, file), said[file]
 
 
-def _parquet(path: Path, field: str) -> Opened:
+def _metadata(path: Path, files: list[Path], column: str) -> dict[Path, str]:
+    """What a column says of every file of a folder."""
+    table = path / METADATA
+    if not column or (column == "label" and not table.is_file()):
+        bare = [str(file) for file in files if column and file.parent == path]
+        checked(column, bare[:1], not bare, f"put every picture into a folder named by its label, or add {METADATA}")
+        return {file: file.parent.name if column else "" for file in files}
+    rows: list[dict[str, str]] = []
+    if table.is_file():
+        with table.open(encoding="utf-8", newline="") as opened:
+            rows = list(csv.DictReader(opened))
+    known = list(rows[0]) if rows else []
+    checked("condition", column, "file_name" in known and column in known, f"{str(table)!r} has the columns {known}")
+    found = {path / row["file_name"]: row[column] for row in rows}
+    missing = [str(file) for file in files if file not in found]
+    checked(column, missing[:1], not missing, f"give every picture a row of {METADATA}")
+    return found
+
+
+def _parquet(path: Path, field: str, column: str) -> Opened:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
     try:
         file = ParquetFile(path)
-        if field not in file.schema_arrow.names:
-            raise ValueError(f"{str(path)!r} has the columns {file.schema_arrow.names}: name one with image_field=")
+        _check_columns(str(path), file.schema_arrow.names, field, column)
         row = 0
-        for batch in file.iter_batches(256, columns=[field]):
-            for data in batch.column(0).to_pylist():
-                yield f"{path}[{row}]", partial(_open, data)
+        for batch in file.iter_batches(256, columns=[field, *([column] if column else [])]):
+            said = batch.column(1).to_pylist() if column else [""] * len(batch)
+            for data, words in zip(batch.column(0).to_pylist(), said, strict=True):
+                yield f"{path}[{row}]", partial(_open, data), str(words)
                 row += 1
     except pyarrow.ArrowException as error:
         raise ValueError(f"{str(path)!r} is no whole parquet file ({error}): fetch it again") from error
 
 
-def _hub(name: str, pictures: Pictures) -> Opened:
+def _check_columns(name: str, known: list[str], field: str, column: str) -> None:
+    if field not in known:
+        raise ValueError(f"{name!r} has the columns {known}: name one with image_field=")
+    checked("condition", column, not column or column in known, f"{name!r} has the columns {known}")
+
+
+def _hub(name: str, pictures: Pictures, column: str) -> Opened:
     import datasets  # seconds to import, so only where it is used
 
     try:
@@ -161,12 +213,15 @@ def _hub(name: str, pictures: Pictures) -> Opened:
         remedy = "check the source, dataset_config= and split=, and the connection"
         raise ValueError(f"datasets finds no split {pictures.split!r} of {name!r} ({error}); {remedy}") from error
     field = pictures.image_field
-    if field not in rows.column_names:
-        raise ValueError(f"{name!r} has the columns {rows.column_names}: name one with image_field=")
+    _check_columns(name, rows.column_names, field, column)
+    said = [""] * len(rows)
+    if column:
+        names = getattr(rows.features[column], "names", None)  # of a ClassLabel
+        said = [str(each) if names is None else names[each] for each in rows[column]]
     if isinstance(rows.features[field], datasets.Image):
         rows = rows.cast_column(field, datasets.Image(decode=False))  # damaged ones are then met one by one
     for i in range(len(rows)):
-        yield f"{HUB}{name}[{i}]", partial(_taken, rows, i, field)
+        yield f"{HUB}{name}[{i}]", partial(_taken, rows, i, field), said[i]
 
 
 def read_idx(path: str | Path) -> np.ndarray:
@@ -192,3 +247,15 @@ def _idx_pictures(path: Path) -> np.ndarray:
     if array.ndim not in (3, 4):
         raise ValueError(f"{str(path)!r} holds {array.shape}, no pictures (n, height, width): is it the labels?")
     return array
+
+
+def _idx_labels(path: Path, count: int, column: str) -> list[str]:
+    """Labels of an idx file of pictures, from the file beside it that is named alike."""
+    if not column:
+        return [""] * count
+    beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+    there = column == "label" and beside != path and beside.is_file()
+    checked("condition", column, there, f'an idx file has "label", from a file such as {beside.name} beside it')
+    labels = read_idx(beside)
+    checked("labels", labels.shape, labels.shape == (count,), f"{path.name} has {count} pictures")
+    return [str(each) for each in labels]

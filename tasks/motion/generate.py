@@ -17,12 +17,13 @@ from discdiff.models import DiscDiffModel
 from discdiff.sampling import knobs
 from tasks.common import generation
 from tasks.common.judge import Judge, predicted, train_judge
+from tasks.common.methods import both_ways
 from tasks.common.sections import Drawing, training
+from tasks.common.words import Lexicon
 from tasks.motion import codec as codecs
 from tasks.motion import page
 from tasks.motion.clips import TEST, TRAIN, VALID, Clip, Clips, padded
 from tasks.motion.settings import CONDITIONS, Generator, Judged, Motions, Output, Request
-from tasks.motion.words import Lexicon
 from tokenizers_vq.motion import Bvh, MotionTokenizer, write_bvh
 from tokenizers_vq.motion.skeleton import bone_variation
 
@@ -80,11 +81,9 @@ def fit_model(
     layout = generation.layout_for(
         "motion", tokenizer.codebook_size, tokenizer.depth, (slots,), lexicon.length, len(lexicon.words), "t"
     )
-    shape = {
-        name: getattr(wanted, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout", "conditional")
-    }
+    shape = {name: getattr(wanted, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
     rows = generation.Rows(layout, data)
-    return generation.train(layout, rows, settings, folder, resume=resume, **shape)
+    return generation.train(layout, rows, settings, folder, both_ways(wanted.conditional), resume=resume, **shape)
 
 
 def drawn(

@@ -1,0 +1,56 @@
+"""How codes are modelled given a condition: a process, what the network is trained to predict, and the objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from discdiff.clocks import Importance
+from discdiff.maskers import FixedCount, Independent
+from discdiff.objectives import Autoregressive, Dropped, Elbo
+from discdiff.processes import Absorbing, Process, Uniform, vq_paper, vq_released
+from discdiff.schedules import CosineSquaredMDLM
+
+METHODS = ("vq_diffusion", "vq_released", "vq_ddm", "maskgit", "autoregressive")
+
+
+@dataclass(frozen=True)
+class Method:
+    """process: None for an autoregressive model; prediction: "own" or "cavity" (`DiscDiffConfig`); timed: the network is told
+    the time; told: the condition is always given, never drawn; causal: it is read and made left to right.
+    """
+
+    process: Process | None
+    objective: Any
+    prediction: str = "own"
+    timed: bool = False
+    told: bool = True
+    causal: bool = False
+
+
+def both_ways(conditional: float) -> Method:
+    """Masked diffusion of condition and codes together; conditional: share of rows trained with one of them given."""
+    process = Absorbing()
+    return Method(process, Elbo(process, masker=Independent(conditional, power=0.5)), told=False)
+
+
+def method_of(name: str, dropped: float = 0.1, auxiliary: float = 5e-4) -> Method:
+    """One of METHODS. dropped: share of rows trained without their condition; auxiliary: weight of VQ-Diffusion's second loss.
+
+    vq_diffusion: mask-and-replace as the paper has it (2111.14822), vq_released: the schedule of its code. vq_ddm: uniform
+    noise, cosine schedule, the cavity predicted (2112.01799). maskgit: absorbing, unweighted (2202.04200). autoregressive:
+    the twin of equal size. Raises ValueError for another name.
+    """
+    if name in ("vq_diffusion", "vq_released"):
+        process: Process = vq_paper() if name == "vq_diffusion" else vq_released()
+        goal: Any = Elbo(process, clock=Importance(), kind="own", auxiliary=auxiliary)
+        return Method(process, Dropped(goal, dropped), timed=True)
+    if name == "vq_ddm":
+        process = Uniform(CosineSquaredMDLM())
+        return Method(process, Dropped(Elbo(process, clock=Importance()), dropped), "cavity", timed=True)
+    if name == "maskgit":
+        process = Absorbing()
+        return Method(process, Dropped(Elbo(process, masker=FixedCount()), dropped))
+    if name == "autoregressive":
+        return Method(None, Dropped(Autoregressive(), dropped), causal=True)
+    raise ValueError(f"method is {name!r}: choose from {', '.join(METHODS)}")

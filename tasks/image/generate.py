@@ -1,0 +1,211 @@
+"""Train a model of a tokenizer's codes given what is said of pictures, sample it, and fill in holes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from discdiff.cli import parse, take
+from discdiff.config import checked, from_dict, read_json, to_dict
+from discdiff.models import DiscDiffModel
+from discdiff.sampling import knobs
+from tasks.common import generation
+from tasks.common.methods import method_of
+from tasks.common.words import Lexicon
+from tasks.image import page, quality
+from tasks.image.settings import Drawing, Generator, Hole, ModelOutput, Pictures, Request, Training
+from tasks.image.sources import Read, load_said, read
+from tokenizers_vq.image import ImageTokenizer, to_bytes
+
+TASK, MODEL, CODES = "task.json", "model", "codes"
+KINDS = {"Pictures": Pictures, "Generator": Generator, "Lexicon": Lexicon}
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a folder holds: the tokenizer, the model of its codes, the words of conditions, and the settings."""
+
+    tokenizer: ImageTokenizer
+    model: DiscDiffModel
+    lexicon: Lexicon
+    pictures: Pictures
+    generator: Generator
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Slots of a picture."""
+        return generation.layout_of(self.model).segments[1].shape
+
+    @property
+    def sampler(self) -> str:
+        """What the method is sampled by where nothing else is said."""
+        return {"maskgit": "maskgit", "autoregressive": "left_to_right"}.get(self.generator.method, "ancestral")
+
+
+def lexicon_of(said: Sequence[str], wanted: Generator) -> Lexicon:
+    """The words that training pictures are told by."""
+    return Lexicon.of(said, wanted.words)
+
+
+def fit_model(
+    tokenizer: ImageTokenizer, train: Read, lexicon: Lexicon, wanted: Generator, settings: Any, folder: Path,
+    resume: str | None = None,
+) -> DiscDiffModel:  # fmt: skip
+    """A model of the pictures' codes given what is said of them, saved to `folder`."""
+    codes, grid = quality.encode(tokenizer, train.x)
+    method = method_of(wanted.method, wanted.dropped, wanted.auxiliary)
+    layout = generation.layout_for(
+        "image", tokenizer.codebook_size, tokenizer.depth, grid, lexicon.length, len(lexicon.words), method=method
+    )
+    data = generation.Coded(lexicon.ids(train.said), codes, torch.ones(codes.shape[:2], dtype=torch.bool))
+    shape = {name: getattr(wanted, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
+    rows = generation.Rows(layout, data)
+    return generation.train(layout, rows, settings, folder, method, resume=resume, **shape)
+
+
+def drawn(
+    trained: Trained, conditions: Sequence[str], seed: int = 0, codes: Tensor | None = None, known: Tensor | None = None,
+    **sampler: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Pictures uint8 (n, channels, height, width) drawn for conditions, and their codes (n, slots, depth).
+
+    codes, known: of slots (n, slots) that are kept as they are. An autoregressive model keeps its keys and values.
+    """
+    settings = {"sampler": trained.sampler, "batch": 128, **sampler}
+    if trained.generator.method == "autoregressive":
+        settings = {"cache": "block", **settings}
+    elif settings.get("guidance", 1) != 1:
+        settings = {"unprompted": "null", **settings}
+    slots = generation.layout_of(trained.model).segments[1].slots
+    mask = torch.ones(len(conditions), slots, dtype=torch.bool)
+    ids = trained.lexicon.ids(conditions)
+    out = generation.draw(trained.model, ids, mask, codes=codes, known=known, seed=seed, **settings)
+    return to_bytes(quality.decode(trained.tokenizer, out.codes, trained.grid)), out.codes
+
+
+def touched(grid: Sequence[int], hole: Sequence[float]) -> Tensor:
+    """Slots (slots,) bool of a grid (height, width) that a hole (left, top, right, bottom, shares) touches."""
+    height, width = grid
+    left, top, right, bottom = hole
+    rows, columns = torch.arange(height), torch.arange(width)
+    down = (rows + 1 > top * height) & (rows < bottom * height)
+    across = (columns + 1 > left * width) & (columns < right * width)
+    return (down[:, None] & across).flatten()
+
+
+def opened(folder: Path) -> Trained:
+    """What `train` left in a folder. Raises ValueError for any other folder, and where training has not ended."""
+    if not (folder / TASK).is_file() or not (folder / CODES / "config.json").is_file():
+        raise ValueError(
+            f"{str(folder)!r} holds no picture model: run python -m tasks.image train --out it, to its end"
+        )
+    stored = read_json(folder / TASK)
+    pictures, generator, lexicon = (
+        from_dict(stored.get(name, {}), KINDS) for name in ("pictures", "generator", "lexicon")
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = DiscDiffModel.from_pretrained(folder / CODES).to(device).eval()
+    tokenizer = ImageTokenizer.from_pretrained(folder / MODEL).to(device)
+    same = generation.layout_of(model).vocab.modalities[0]
+    fits = (same.codebook, same.depth) == (tokenizer.codebook_size, tokenizer.depth)
+    mine = f"{tokenizer.depth} levels of {tokenizer.codebook_size}, as the tokenizer beside the model has"
+    checked("codes", f"{same.depth} levels of {same.codebook}", fits, mine)
+    return Trained(tokenizer, model, lexicon, pictures, generator)
+
+
+def train(prog: str, argv: Sequence[str]) -> None:
+    """Train on a trained tokenizer's codes. An interrupted run goes on when the command is repeated."""
+    own = {f"--{name}" for name in Pictures.__dataclass_fields__}
+    given = any(word.split("=")[0] in own for word in argv)
+    sections = {"generator": Generator, "training": Training, "output": ModelOutput}
+    chosen = parse(prog, argv, {**sections, **({"pictures": Pictures} if given else {})})
+    wanted, folder = chosen["generator"], Path(chosen["output"].out)
+    source = Path(wanted.tokenizer)
+    if not (source / TASK).is_file() or not (source / MODEL / "config.json").is_file():
+        raise ValueError(
+            f"tokenizer is {wanted.tokenizer!r}, which holds none: finish python -m tasks.image tokenizer train --out it"
+        )
+    tokenizer = ImageTokenizer.from_pretrained(source / MODEL)
+    pictures = chosen["pictures"] if given else from_dict(read_json(source / TASK), KINDS)
+    found, valid = load_said(pictures, tokenizer.config.channels, wanted.condition)
+    lexicon = lexicon_of(found.said, wanted)
+    print(
+        f"{len(found.x):,} training and {len(valid.x):,} validation pictures, {len(lexicon.words) - 2} words",
+        flush=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder / MODEL)
+    parts = {"pictures": pictures, "generator": wanted, "lexicon": lexicon}
+    text = json.dumps({name: to_dict(part) for name, part in parts.items()}, indent=2)
+    (folder / TASK).write_text(text + "\n", encoding="utf-8")
+    fit_model(tokenizer, found, lexicon, wanted, chosen["training"], folder / CODES, resume="auto")
+    print(f"trained by {wanted.method}: {folder}")
+
+
+def sample(prog: str, argv: Sequence[str]) -> None:
+    """PNG files of a condition, and where asked a page that shows how they were made."""
+    inside, rest = take(argv, "sampler")
+    chosen = parse(prog, rest, {"request": Request, "drawing": Drawing}, ("folder",))
+    request, trained = chosen["request"], opened(Path(chosen["folder"]))
+    trained.lexicon.check(request.condition)
+    made, _ = drawn(
+        trained, [request.condition] * request.count, **sampler_of(prog, inside, chosen["drawing"], trained)
+    )
+    _save(made, Path(request.out), "sample")
+    if request.report is not None:
+        print(page.samples(Path(request.report), request.condition or "Samples", made))
+
+
+def inpaint(prog: str, argv: Sequence[str]) -> None:
+    """A hole of a picture made anew several times, beside the picture; codes outside the hole stay as they are."""
+    inside, rest = take(argv, "sampler")
+    chosen = parse(prog, rest, {"hole": Hole, "drawing": Drawing}, ("folder",))
+    wanted, trained = chosen["hole"], opened(Path(chosen["folder"]))
+    trained.lexicon.check(wanted.condition)
+    x = _picture(trained, wanted.picture)
+    codes, grid = quality.encode(trained.tokenizer, x)
+    checked("picture", tuple(x.shape[2:]), grid == trained.grid, f"the model makes grids of {trained.grid} codes")
+    known = ~touched(grid, wanted.hole)[None].expand(wanted.count, -1)
+    sampler = sampler_of(prog, inside, chosen["drawing"], trained)
+    conditions = [wanted.condition] * wanted.count
+    made, _ = drawn(trained, conditions, codes=codes.expand(wanted.count, -1, -1), known=known, **sampler)
+    back = to_bytes(quality.decode(trained.tokenizer, codes, grid))
+    out = Path(wanted.out)
+    _save(made, out, "filled")
+    print(page.filled(out / "report.html", x, back, made, known[0].view(grid)))
+
+
+def _picture(trained: Trained, name: str) -> Tensor:
+    channels, pictures = trained.tokenizer.config.channels, trained.pictures
+    kind, _, number = name.partition(":")
+    if kind == "valid" and number.isdigit():
+        valid = load_said(pictures, channels)[1].x
+        checked("picture", name, int(number) < len(valid), f"there are {len(valid)} validation pictures")
+        return valid[int(number)][None]
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"picture is {name!r}: give a file, or valid:N for a validation picture")
+    return read(str(path), pictures, channels).x[:1]
+
+
+def _save(made: Tensor, folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for n, picture in enumerate(page.shown(made)):
+        file = folder / f"{name}_{n + 1}.png"
+        Image.fromarray(picture).save(file)
+        print(file)
+
+
+def sampler_of(prog: str, flags: Sequence[str], drawing: Drawing, trained: Trained) -> dict[str, Any]:
+    """What the command line says of sampling: the sampler, the knobs it names, the seed."""
+    name = drawing.sampler or trained.sampler
+    given = parse(f"{prog} --sampler {name}", flags, {"sampler": knobs(name)}, prefix="sampler.")["sampler"]
+    said = {word.split("=")[0].removeprefix("--sampler.") for word in flags if word.startswith("--sampler.")}
+    return {"sampler": name, "seed": drawing.sample_seed, **{k: v for k, v in asdict(given).items() if k in said}}
