@@ -163,7 +163,7 @@ def fitted_model(
     options = Generator(depth=wanted.depth, condition=wanted.condition)
     told, start = generate.Told.of(train, wanted.condition), time.process_time()
     if (folder / "codes" / "config.json").is_file():
-        model = generate.loaded(folder / "codes")
+        model = generate.generation.loaded(folder / "codes")
         return generate.Trained(tokenizer, model, told, sounds, options), spent(folder / "codes")
     settings = Training(
         seed=wanted.seed,

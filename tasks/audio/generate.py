@@ -119,18 +119,13 @@ def drawn(trained: Trained, condition: Tensor, lengths: Tensor, seed: int = 0, *
     return codecs.sounds_of(trained.tokenizer, out.codes, out.mask, trained.sounds.samples) * mask, mask
 
 
-def loaded(folder: Path) -> DiscDiffModel:
-    """A model of codes, on the GPU where there is one."""
-    return DiscDiffModel.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
 def opened(folder: Path) -> Trained:
     """What `train` left in a folder. Raises ValueError for any other folder, and where training has not ended."""
     if not (folder / codecs.TASK).is_file() or not (folder / CODES / "config.json").is_file():
         raise ValueError(f"{str(folder)!r} holds no audio model: run python -m tasks.audio train --out it, to its end")
     stored = read_json(folder / codecs.TASK)
     told, sounds, generator = (from_dict(stored.get(name, {}), KINDS) for name in ("told", "sounds", "generator"))
-    model = loaded(folder / CODES)
+    model = generation.loaded(folder / CODES)
     tokenizer = AudioTokenizer.from_pretrained(folder / codecs.MODEL).to(model.device)
     same = generation.layout_of(model).vocab.modalities[0]
     fits = same.codebook == tokenizer.codebook_size and same.depth <= tokenizer.depth

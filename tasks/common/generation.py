@@ -121,6 +121,11 @@ def layout_of(model: DiscDiffModel) -> Layout:
     return from_dict(model.config.layout, LAYOUTS)
 
 
+def loaded(folder: str | Path) -> DiscDiffModel:
+    """A trained model of codes, on the GPU where there is one."""
+    return DiscDiffModel.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
 @torch.no_grad()
 def draw(
     model: DiscDiffModel,

@@ -111,7 +111,7 @@ def opened(folder: Path) -> Trained:
         from_dict(stored.get(name, {}), KINDS) for name in ("pictures", "generator", "lexicon")
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = DiscDiffModel.from_pretrained(folder / CODES).to(device).eval()
+    model = generation.loaded(folder / CODES)
     tokenizer = ImageTokenizer.from_pretrained(folder / MODEL).to(device)
     same = generation.layout_of(model).vocab.modalities[0]
     fits = (same.codebook, same.depth) == (tokenizer.codebook_size, tokenizer.depth)

@@ -106,8 +106,7 @@ def opened(folder: Path) -> Trained:
     stored = read_json(folder / codecs.TASK)
     parts = [from_dict(stored.get(name, {}), KINDS) for name in ("motions", "generator", "lexicon")]
     tokenizer = MotionTokenizer.from_pretrained(folder / codecs.MODEL)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = DiscDiffModel.from_pretrained(folder / "codes").to(device).eval()
+    model = generation.loaded(folder / "codes")
     same = generation.layout_of(model).vocab.modalities[0]
     fits = (same.codebook, same.depth) == (tokenizer.codebook_size, tokenizer.depth)
     mine = f"{tokenizer.depth} levels of {tokenizer.codebook_size}, as the tokenizer beside the model has"

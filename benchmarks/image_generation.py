@@ -1,0 +1,227 @@
+"""Digits (mnist28, 7 x 7 codes) drawn by class: VQ-Diffusion, VQ-DDM, MaskGIT and the autoregressive twin of equal size.
+
+    python -m benchmarks.image_generation [--methods vq_diffusion,...] [--part table|options|holes]
+
+Judged by a classifier of real training pictures, its accuracy on real and on reconstructed pictures beside. Wall time is of
+one thread, pictures in batches of 128; network evaluations are per picture, decoding of codes apart. What is in `out` already
+is not trained again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.image_codes import digits
+from benchmarks.results import record
+from discdiff.cli import guarded, parse
+from discdiff.config import checked
+from tasks.common import generation
+from tasks.image import page, quality
+from tasks.image.generate import Trained, drawn, fit_model, lexicon_of, touched
+from tasks.image.judged import compared, fit_judge, measured, share
+from tasks.image.settings import Generator, Judged, Pictures, Training
+from tasks.image.sources import Read
+from tokenizers_vq import load_tokenizer
+from tokenizers_vq.image import to_bytes
+
+PARTS = ("all", "table", "options", "holes")
+STEPS = (8, 16, 32, 64, 100)
+
+
+@dataclass(frozen=True)
+class Run:
+    """tokenizer: folder of a trained one; methods: to compare; steps: of the training of each; samples: pictures per cell."""
+
+    part: str = "all"
+    tokenizer: str = "runs/images/mnist28"
+    refitted: str = "runs/images/refit_1024"
+    methods: str = "vq_diffusion,vq_ddm,maskgit,autoregressive"
+    steps: int = 1600
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    hidden_size: int = 128
+    num_layers: int = 4
+    samples: int = 1000
+    judge_steps: int = 3000
+    seed: int = 0
+    out: str = "runs/image_generation"
+    save: bool = True
+
+    def __post_init__(self) -> None:
+        checked("part", self.part, self.part in PARTS, f"choose from {', '.join(PARTS)}")
+
+
+class Bench:
+    """Data, judge and models."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.folder = run, Path(run.out)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        data = digits()
+        self.train, self.valid = (
+            Read(data[part], [], [str(i) for i in data[f"{part}_label"].tolist()]) for part in ("train", "test")
+        )
+        self.judge, self.labels = fit_judge(
+            self.train, self.folder / "judge", Judged(judge_steps=run.judge_steps, judge_seed=run.seed)
+        )
+
+    def model(self, method: str, tokenizer: str = "") -> tuple[Trained, float]:
+        """A trained model of a method and the seconds its training took, 0 where it was interrupted."""
+        run, codec = self.run, load_tokenizer(tokenizer or self.run.tokenizer)
+        wanted = Generator(method=method, hidden_size=run.hidden_size, num_layers=run.num_layers)
+        lexicon = lexicon_of(self.train.said, wanted)
+        name = method + (f"_{Path(tokenizer).name}" if tokenizer else "")
+        folder, timed = self.folder / name, self.folder / f"{name}_seconds.json"
+        if (folder / "config.json").is_file():
+            model = generation.loaded(folder)
+        else:
+            settings = Training(
+                seed=run.seed, steps=run.steps, batch_size=run.batch_size, learning_rate=run.learning_rate,
+                warmup=min(50, run.steps), optimizer="muon", ema=0.995, betas=(0.9, 0.98), log_every=100,
+                save_every=max(1, run.steps // 4), progress=False,
+            )  # fmt: skip
+            start = time.perf_counter()
+            model = fit_model(codec, self.train, lexicon, wanted, settings, folder, resume="auto")
+            resumed = "resumed" in (self.folder / f"{name}_training" / "metrics.jsonl").read_text(encoding="utf-8")
+            timed.write_text(json.dumps(0.0 if resumed else time.perf_counter() - start), encoding="utf-8")
+        seconds = json.loads(timed.read_text(encoding="utf-8")) if timed.is_file() else 0.0
+        return Trained(codec, model, lexicon, Pictures(source="mnist28"), wanted), seconds
+
+    def cell(self, trained: Trained, **sampler: Any) -> tuple[dict[str, float], torch.Tensor]:
+        """Figures of samples and the wall time of a picture, codes and decoding."""
+        start = time.perf_counter()
+        drawn(trained, self.valid.said[:128], seed=77, **sampler)
+        seconds = (time.perf_counter() - start) / 128
+        found, made = measured(
+            trained, self.judge, self.labels, self.valid, self.run.samples, seed=1000 * self.run.seed, **sampler
+        )
+        return {**found, "milliseconds": 1000 * seconds}, made
+
+
+def rows(name: str, found: dict[str, float], goals: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    """Figures of one cell as result rows."""
+    shown = {"accuracy": "%", "standard_error": "points", "milliseconds": "ms per picture"}
+    return [
+        {
+            "figure": f"{name}: {key}",
+            "value": value * (100 if key in ("accuracy", "standard_error") else 1),
+            "unit": shown.get(key, ""),
+            "goal": (goals or {}).get(key),
+        }
+        for key, value in found.items()
+    ]
+
+
+def table(bench: Bench) -> list[dict[str, Any]]:
+    """Methods by steps."""
+    run, n = bench.run, bench.run.samples
+    figures: list[dict[str, Any]] = []
+    real, error = share(bench.judge, bench.labels, bench.valid.x, bench.valid.said)
+    codec = load_tokenizer(run.tokenizer)
+    codes, grid = quality.encode(codec, bench.valid.x[:n])
+    back = to_bytes(quality.decode(codec, codes, grid))
+    figures += rows("real pictures", {"accuracy": real, "standard_error": error}, {"accuracy": ">= 98"})
+    half = compared(bench.judge, bench.valid.x[:n], bench.valid.x[n : 2 * n])
+    figures += rows("other real pictures", half)
+    kept, _ = share(bench.judge, bench.labels, back, bench.valid.said[:n])
+    figures += rows("reconstructions", {"accuracy": kept, **compared(bench.judge, bench.valid.x[:n], back)})
+    best: dict[str, dict[str, float]] = {}
+    trainings = 0.0
+    for method in run.methods.split(","):
+        trained, seconds = bench.model(method)
+        trainings += seconds
+        figures.append({"figure": f"{method}: training", "value": seconds, "unit": "s of one thread"})
+        figures.append({"figure": f"{method}: weights", "value": trained.model.num_parameters(), "unit": ""})
+        causal = method == "autoregressive"
+        for steps in (49,) if causal else STEPS:
+            found, made = bench.cell(trained, steps=steps)
+            figures += rows(f"{method}, {steps} steps", found)
+            print(method, steps, {k: round(v, 3) for k, v in found.items()}, flush=True)
+            if steps <= 49 and found["accuracy"] >= best.get(method, {"accuracy": -1})["accuracy"]:
+                best[method] = {**found, "steps": steps}
+            if steps in (16, 49):
+                page.samples(bench.folder / f"{method}.html", method, made[:100], bench.valid.x[:30], found)
+    figures.append(
+        {"figure": "all trainings", "value": trainings / 60, "unit": "minutes of one thread", "goal": "<= 40"}
+    )
+    if "vq_diffusion" in best and "autoregressive" in best:
+        ours, twin = best["vq_diffusion"], best["autoregressive"]
+        name = f"VQ-Diffusion's best at 32 steps or fewer ({int(ours['steps'])})"
+        figures.append({"figure": f"{name}: accuracy", "value": 100 * ours["accuracy"], "unit": "%", "goal": ">= 95"})
+        figures.append(
+            {"figure": f"{name}: fid / the twin's", "value": ours["fid"] / twin["fid"], "unit": "ratio", "goal": "<= 1"}
+        )
+    return figures
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "truncation .86": {"nucleus": 0.86},
+    "purity": {"sampler": "purity"},
+    "guidance 1.5, learned null": {"guidance": 1.5},
+    "guidance 2, learned null": {"guidance": 2.0},
+    "guidance 3, learned null": {"guidance": 3.0},
+    "guidance 5, learned null": {"guidance": 5.0},
+    "guidance 2, absent condition": {"guidance": 2.0, "unprompted": "absent"},
+    "twice the steps": {"steps": 32},
+    "half the steps": {"steps": 8},
+}
+
+
+def options(bench: Bench) -> list[dict[str, Any]]:
+    """Options of improved inference switched alone, 16 steps; purity (masks only) on the absorbing model."""
+    figures: list[dict[str, Any]] = []
+    models = {name: bench.model(name)[0] for name in ("vq_diffusion", "maskgit")}
+    for method, trained in models.items():
+        for name, knobs in OPTIONS.items():
+            if "sampler" in knobs and method == "vq_diffusion":
+                continue
+            base = {"steps": 16, "sampler": "ancestral"}
+            found, _ = bench.cell(trained, **{**base, **knobs})
+            figures += rows(f"{method}, {name}", found)
+            print(method, name, {k: round(v, 3) for k, v in found.items()}, flush=True)
+    return figures
+
+
+def holes(bench: Bench) -> list[dict[str, Any]]:
+    """The right half of test pictures made anew, the class not told; the autoregressive twin cannot see what comes later."""
+    n, figures = bench.run.samples, []
+    codec = load_tokenizer(bench.run.tokenizer)
+    codes, grid = quality.encode(codec, bench.valid.x[:n])
+    said = bench.valid.said[:n]
+    for part, hole in {"right": (0.5, 0.0, 1.0, 1.0), "top": (0.0, 0.0, 1.0, 0.5)}.items():
+        known = ~touched(grid, hole)[None].expand(n, -1)
+        for method in bench.run.methods.split(","):
+            trained = bench.model(method)[0]
+            knobs = {"steps": 16} if method != "autoregressive" else {"cache": "none"}
+            made, after = drawn(trained, said, seed=5, codes=codes, known=known, **knobs)
+            moved = float((after[known] != codes[known]).double().mean())
+            right, error = share(bench.judge, bench.labels, made, said)
+            found = {"accuracy": right, "standard_error": error, "known codes changed": moved}
+            found["fid"] = compared(bench.judge, bench.valid.x[:n], made)["fid"]
+            figures += rows(f"{part} half, {method}", found, {"known codes changed": "== 0"})
+            print(part, method, {k: round(v, 3) for k, v in found.items()}, flush=True)
+    return figures
+
+
+def main(argv: Sequence[str]) -> None:
+    run: Run = parse("python -m benchmarks.image_generation", argv, {"": Run})[""]
+    bench = Bench(run)
+    for name, part in {"table": table, "options": options, "holes": holes}.items():
+        if run.part in ("all", name):
+            figures = part(bench)
+            if run.save:
+                record(f"image_generation_{name}", figures, data="mnist28, 7 x 7 codes", seeds=run.seed)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(guarded(main))
