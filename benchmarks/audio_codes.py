@@ -40,9 +40,9 @@ class Measured:
     """
 
     part: str = "all"
-    codec_steps: int = 2500
+    codec_steps: int = 5000
     model_steps: int = 1500
-    depth: int = 4
+    depth: int = 3
     condition: tuple[str, ...] = ("label", "speaker")
     steps: int = 64
     copies: int = 2

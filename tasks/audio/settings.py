@@ -53,7 +53,9 @@ class Sounds:
         return max(1, round(self.seconds * self.sample_rate))
 
 
-Codec = codec("Codec", AudioTokenizerConfig, ("modality", "rate", "sample_rate"))  # which the sounds decide
+Codec = codec(  # without what the sounds decide
+    "Codec", AudioTokenizerConfig, ("modality", "rate", "sample_rate"), strides=(1,), width=192, waveform=0.1, spectral=1.0
+)  # fmt: skip
 
 
 CodecTraining = training(steps=2500, batch_size=16, learning_rate=1e-3, warmup=50, betas=(0.9, 0.99), ema=0.995)
