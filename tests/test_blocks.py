@@ -61,7 +61,7 @@ class Exact:
     clean: bool = True
 
     def __call__(self, batch, time, objective):
-        assert torch.equal(time > 0, batch.noisable), "the clean copy is at time 0"
+        assert torch.equal(time > 0, batch.free), "the clean copy, and what is given, is at time 0"
         symbols = batch.symbols(batch.tokens)
         noised, clean = symbols.chunk(2, 1)
         when, tables = time[:, :4], []

@@ -56,7 +56,8 @@ class Elbo:
         def head(network: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
             return self._nats(network, hidden, batch, noisy, when, weight)
 
-        out = model(batch=noisy, time=when, objective=head)
+        told = torch.where(batch.free, when, 0.0)  # what does not move is clean, as in sampling
+        out = model(batch=noisy, time=told, objective=head)
         own = {"row_time": time} if isinstance(self.clock, Importance) else {}
         return out.loss, _metrics(out.extras + self.prior_kl(batch), batch) | own
 
