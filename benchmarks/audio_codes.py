@@ -41,7 +41,7 @@ class Measured:
 
     part: str = "all"
     codec_steps: int = 5000
-    model_steps: int = 1500
+    model_steps: int = 800
     depth: int = 3
     condition: tuple[str, ...] = ("label", "speaker")
     steps: int = 64
@@ -160,19 +160,15 @@ def fitted_model(
     wanted: Measured, tokenizer: AudioTokenizer, train: Any, sounds: Sounds, folder: Path
 ) -> tuple[generate.Trained, float]:
     """The model of codes in the folder, trained where there is none, and the seconds that took."""
-    options = Generator(depth=wanted.depth, condition=wanted.condition)
+    options = Generator(depth=wanted.depth, condition=wanted.condition, hidden_size=96)
     told, start = generate.Told.of(train, wanted.condition), time.process_time()
     if (folder / "codes" / "config.json").is_file():
         model = generate.generation.loaded(folder / "codes")
         return generate.Trained(tokenizer, model, told, sounds, options), spent(folder / "codes")
     settings = Training(
-        seed=wanted.seed,
-        steps=wanted.model_steps,
-        warmup=min(100, wanted.model_steps),
-        progress=False,
-        log_every=50,
-        save_every=500,
-    )
+        seed=wanted.seed, steps=wanted.model_steps, warmup=min(50, wanted.model_steps), batch_size=32, learning_rate=3e-3,
+        optimizer="muon", betas=(0.9, 0.98), ema=0.995, progress=False, log_every=50, save_every=500,
+    )  # fmt: skip
     model, told = generate.fit_model(tokenizer, train, options, settings, folder / "codes", resume="auto")
     seconds = spent(folder / "codes", time.process_time() - start)
     return generate.Trained(tokenizer, model, told, sounds, options), seconds

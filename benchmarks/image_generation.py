@@ -1,6 +1,6 @@
 """Digits (mnist28, 7 x 7 codes) drawn by class: VQ-Diffusion, VQ-DDM, MaskGIT and the autoregressive twin of equal size.
 
-    python -m benchmarks.image_generation [--methods vq_diffusion,...] [--part table|options|holes]
+    python -m benchmarks.image_generation [--methods vq_diffusion,...] [--part table|options|holes|refit]
 
 Judged by a classifier of real training pictures, its accuracy on real and on reconstructed pictures beside. Wall time is of
 one thread, pictures in batches of 128; network evaluations are per picture, decoding of codes apart. What is in `out` already
@@ -32,25 +32,29 @@ from tasks.image.sources import Read
 from tokenizers_vq import load_tokenizer
 from tokenizers_vq.image import to_bytes
 
-PARTS = ("all", "table", "options", "holes")
+PARTS = ("all", "table", "options", "holes", "refit")
 STEPS = (8, 16, 32, 64, 100)
 
 
 @dataclass(frozen=True)
 class Run:
-    """tokenizer: folder of a trained one; methods: to compare; steps: of the training of each; samples: pictures per cell."""
+    """tokenizer: folder of a trained one; collapsed, refitted: of one with few codes in use, and the same with codes fitted
+    again, both decoders trained equally long (`benchmarks.image_codes --part refit`); methods: to compare; steps: of the
+    training of each; samples: pictures per cell.
+    """
 
     part: str = "all"
     tokenizer: str = "runs/images/mnist28"
+    collapsed: str = "runs/images/refit_0"
     refitted: str = "runs/images/refit_1024"
     methods: str = "vq_diffusion,vq_ddm,maskgit,autoregressive"
-    steps: int = 1600
+    steps: int = 1000
     batch_size: int = 64
     learning_rate: float = 3e-3
     hidden_size: int = 128
     num_layers: int = 4
     samples: int = 1000
-    judge_steps: int = 3000
+    judge_steps: int = 2500
     seed: int = 0
     out: str = "runs/image_generation"
     save: bool = True
@@ -212,10 +216,35 @@ def holes(bench: Bench) -> list[dict[str, Any]]:
     return figures
 
 
+def refit(bench: Bench) -> list[dict[str, Any]]:
+    """VQ-DDM on a collapsed codebook and on the one fitted again, equal budget; and the left half given, no more training."""
+    figures: list[dict[str, Any]] = []
+    n = bench.run.samples
+    for name, folder in {"collapsed": bench.run.collapsed, "refitted": bench.run.refitted}.items():
+        trained, seconds = bench.model("vq_ddm", folder)
+        figures.append({"figure": f"{name}: training", "value": seconds, "unit": "s of one thread"})
+        codes, grid = quality.encode(trained.tokenizer, bench.valid.x[:n])
+        back = to_bytes(quality.decode(trained.tokenizer, codes, grid))
+        kept, _ = share(bench.judge, bench.labels, back, bench.valid.said[:n])
+        figures += rows(
+            f"{name}, reconstructions", {"accuracy": kept, **compared(bench.judge, bench.valid.x[:n], back)}
+        )
+        for steps in (16, 64):
+            found, _ = bench.cell(trained, steps=steps)
+            figures += rows(f"{name}, {steps} steps", found)
+            print(name, steps, {k: round(v, 3) for k, v in found.items()}, flush=True)
+        known = ~touched(grid, (0.5, 0.0, 1.0, 1.0))[None].expand(n, -1)
+        made, _ = drawn(trained, bench.valid.said[:n], seed=5, codes=codes, known=known, steps=32)
+        right, error = share(bench.judge, bench.labels, made, bench.valid.said[:n])
+        fid = compared(bench.judge, bench.valid.x[:n], made)["fid"]
+        figures += rows(f"{name}, right half made anew", {"accuracy": right, "standard_error": error, "fid": fid})
+    return figures
+
+
 def main(argv: Sequence[str]) -> None:
     run: Run = parse("python -m benchmarks.image_generation", argv, {"": Run})[""]
     bench = Bench(run)
-    for name, part in {"table": table, "options": options, "holes": holes}.items():
+    for name, part in {"table": table, "options": options, "holes": holes, "refit": refit}.items():
         if run.part in ("all", name):
             figures = part(bench)
             if run.save:

@@ -1,6 +1,6 @@
 """One model of a word, a picture of a digit and a spoken digit: any one given, the other two sampled.
 
-    python -m benchmarks.unified [--steps 1500] [--image runs/images/mnist28] [--audio FOLDER]
+    python -m benchmarks.unified [--steps 1500] [--image runs/images/mnist28] [--audio runs/audio_codes/tokenizer]
 
 Rows are made by class: a training picture of mnist28, a training sound of fsdd8k of the same digit, and a sentence that
 names it. Tokenizers that are not given are trained first. Classifiers trained on real pictures and sounds only read what is
@@ -10,13 +10,11 @@ A control reads every answer against another row's question, drawn at random: th
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 import sys
 import time
-import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +36,9 @@ from discdiff.processes import Absorbing
 from discdiff.sampling import generate
 from discdiff.training import DiffusionTrainer, TrainingSettings
 from discdiff.unified import Codes, Part, Template, UnifiedTokenizer
+from tasks.audio.judge import features, noisy
+from tasks.audio.settings import Sounds
+from tasks.audio.sources import read
 from tasks.common.fitting import Arrays, Reconstruction, fit
 from tasks.common.judge import Judge, predicted, train_judge
 from tasks.demo.digits import WORDS
@@ -45,7 +46,6 @@ from tasks.text.tokenizer import characters
 from tokenizers_vq import load_tokenizer
 from tokenizers_vq.audio import AudioTokenizer, AudioTokenizerConfig
 from tokenizers_vq.image import ImageTokenizer, from_bytes
-from tokenizers_vq.spectra import log_mel
 
 DATA = Path(os.environ.get("DISCDIFF_DATA", "data"))
 SENTENCES = ("{}", "number {}", "the digit {}", "say {}", "it is a {}")
@@ -57,19 +57,19 @@ RATE = 8000
 @dataclass(frozen=True)
 class Run:
     """image, audio: folders of tokenizers, trained to OUT where empty or absent; image_steps, audio_steps: of theirs.
-    levels: of the sound's codes that the model learns, coarse first; slots: of a sound at most, longer ones are left out.
+    levels: of the sound's codes that the model learns, coarse first; seconds: that sounds are cut to.
     rows: training pictures, one row each; steps: of the model; conditional: share of rows with one part hidden. sampler,
     sampler_steps, temperature: of the generation of `count` rows per direction.
     """
 
     out: str = "runs/unified"
     image: str = "runs/images/mnist28"
-    audio: str = ""
+    audio: str = "runs/audio_codes/tokenizer"
     image_steps: int = 1500
     audio_steps: int = 1000
-    judge_steps: int = 500
-    levels: int = 4
-    slots: int = 44
+    judge_steps: int = 1200
+    levels: int = 3
+    seconds: float = 0.7
     rows: int = 18000
     steps: int = 1500
     batch: int = 32
@@ -99,7 +99,7 @@ class Coarse:
         return self.inner.decode(codes, grid, mask)
 
 
-class Sounds(NamedTuple):
+class Spoken(NamedTuple):
     """Samples (n, longest), which of them are data, and digits (n,)."""
 
     x: Tensor
@@ -107,21 +107,11 @@ class Sounds(NamedTuple):
     label: Tensor
 
 
-def sounds(part: str, longest: int) -> tuple[Sounds, int]:
-    """fsdd8k's sounds of at most so many samples, and how many are longer."""
-    import pyarrow.parquet as parquet
-
-    table = parquet.read_table(DATA / "fsdd8k" / f"{part}.parquet").to_pydict()
-    rows = []
-    for audio in table["audio"]:
-        with wave.open(io.BytesIO(audio["bytes"])) as file:
-            raw = bytearray(file.readframes(file.getnframes()))
-        rows.append(torch.frombuffer(raw, dtype=torch.int16).float() / 2**15)
-    kept = [i for i, x in enumerate(rows) if len(x) <= longest]
-    x, mask = torch.zeros(len(kept), longest), torch.zeros(len(kept), longest, dtype=torch.bool)
-    for place, i in enumerate(kept):
-        x[place, : len(rows[i])], mask[place, : len(rows[i])] = rows[i], True
-    return Sounds(x, mask, torch.tensor([table["label"][i] for i in kept])), len(rows) - len(kept)
+def spoken(part: str, seconds: float) -> Spoken:
+    """fsdd8k's sounds, cut to so many seconds."""
+    source = str(DATA / "fsdd8k" / f"{part}.parquet")
+    clips = read(source, Sounds(source=source, seconds=seconds, sample_rate=RATE))
+    return Spoken(clips.x, clips.mask, torch.tensor([int(each) for each in clips.column("label")]))
 
 
 def tokenizer_of(folder: str, fallback: Path, make: Any, rows: Any, steps: int, batch: int, seed: int) -> Any:
@@ -156,13 +146,6 @@ def judge_of(folder: Path, run: Run, width: int, x: Tensor, label: Tensor, mask:
     return judge
 
 
-def spectra(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """What the judge of sounds sees: log-mel spectrograms (n, 40, frames) and which frames are data."""
-    mel = log_mel(x.masked_fill(~mask, 0), RATE, 256, 128, 40).mT / 20
-    frames = mask[:, ::128][:, : mel.shape[2]]
-    return mel, frames
-
-
 def padded(values: Sequence[Any], longest: int) -> tuple[Tensor, Tensor]:
     """Decoded sounds of their own lengths, None for an empty one, as one tensor and its mask."""
     x, mask = torch.zeros(len(values), longest), torch.zeros(len(values), longest, dtype=torch.bool)
@@ -178,8 +161,7 @@ class Bench:
     def __init__(self, run: Run) -> None:
         self.run, out = run, Path(run.out)
         self.digits = pictures()
-        longest = run.slots * 128
-        (self.train, self.left_out), (self.test, _) = sounds("train", longest), sounds("test", longest)
+        self.train, self.test = (spoken(part, run.seconds) for part in ("train", "test"))
         image = tokenizer_of(
             run.image, out / "image", lambda: ImageTokenizer(DIGITS), Arrays(x=from_bytes(self.digits["train"])),
             run.image_steps, 32, run.seed,
@@ -193,9 +175,8 @@ class Bench:
         parts = (
             Part(TEXT, (max(map(len, sentences)) + 1,), variable=True),
             Part(IMAGE, (7, 7)),
-            Part(SOUND, (run.slots,), variable=True),
+            Part(SOUND, (-(-self.train.x.shape[1] // audio.stride),), variable=True),
         )
-        self.stride = audio.stride
         template = Template(parts, task="joint", packed=True)
         self.unified = UnifiedTokenizer.of(template, text, image=image, sound=Coarse(audio, run.levels))
         size = self.digits["train"].shape[0]
@@ -203,8 +184,10 @@ class Bench:
         some = torch.randperm(size, generator=where)[:8000]
         digits, label = from_bytes(self.digits["train"][some]), self.digits["train_label"][some]
         self.image_judge = judge_of(out / "image_judge", run, 24, digits, label)
-        mel, frames = spectra(self.train.x, self.train.mask)
-        self.sound_judge = judge_of(out / "sound_judge", run, 48, mel, self.train.label, frames)
+        heard = [self.train.x] + [noisy(self.train.x, self.train.mask, copy) for copy in range(3)]
+        seen = [features(x, self.train.mask, RATE) for x in heard]
+        mel, frames = (torch.cat(column) for column in zip(*seen, strict=True))
+        self.sound_judge = judge_of(out / "sound_judge", run, 48, mel, self.train.label.repeat(len(heard)), frames)
 
     def coded(self, part: str, values: Sequence[Any]) -> list[Codes]:
         """Codes of one part, row by row."""
@@ -260,11 +243,7 @@ class Bench:
             return torch.tensor([digit.get(value, -1) for value in values])
         if part == IMAGE:
             return predicted(self.image_judge, torch.stack(list(values)))
-        return self._heard(self.sound_judge, *padded(values, self.run.slots * self.stride))
-
-    @staticmethod
-    def _heard(judge: Judge, x: Tensor, mask: Tensor) -> Tensor:
-        return predicted(judge, *spectra(x, mask))
+        return predicted(self.sound_judge, *features(*padded(values, self.train.x.shape[1]), RATE))
 
     def questions(self, part: str) -> tuple[list[Any], Tensor]:
         """What is given in a direction, none of it seen in training but the sentences, and its digits."""
@@ -320,7 +299,6 @@ def main(argv: Sequence[str]) -> None:
     figures: list[dict[str, Any]] = [
         {"figure": "training", "value": seconds, "unit": "CPU s", "goal": "<= 1200"},
         {"figure": "parameters", "value": model.num_parameters()},
-        {"figure": "training sounds longer than the part, left out", "value": bench.left_out},
         *({"figure": name, "value": 100 * value, "unit": "%"} for name, value in bench.ceilings().items()),
     ]
     for part in PARTS:

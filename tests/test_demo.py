@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from discdiff.cli import guarded
+from discdiff.layout import Layout, Modality, Segment, VocabLayout
 from discdiff.models import DiscDiffModel
 from tasks.demo import __main__ as command
-from tasks.demo import digits, judge, tasks
+from tasks.demo import codecs, digits, judge, tasks
 from tasks.demo.__main__ import Demo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,8 +47,13 @@ PARTS = (
 
 
 @pytest.fixture(scope="module")
-def where():
-    return digits.layout()
+def form():
+    return digits.Form.of(codecs.Pixels.new())
+
+
+@pytest.fixture(scope="module")
+def where(form):
+    return form.where
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +112,11 @@ def test_a_finished_run_starts_anew(run):
     }
 
 
-def test_an_interrupted_run_goes_on(tmp_path, where, data, monkeypatch):
+def test_an_interrupted_run_goes_on(tmp_path, form, data, monkeypatch):
     demo = Demo(
         steps=8, count=20, warped=0, batch_size=16, hidden_size=32, num_layers=1, num_heads=2, out=str(tmp_path)
     )
-    trainer = command.trainer_for(demo, where, digits.CaptionedDigits(where, data[0], 0, 0))
+    trainer = command.trainer_for(demo, form, digits.CaptionedDigits(form, data[0], 0, 0))
     step = trainer.training_step
 
     def interrupted(*arguments):
@@ -147,6 +153,10 @@ REFUSED = {
     "--batch_size 0": "batch_size is 0: it must be at least 1",
     "--batch_size 100000": "rows fill no batch of 100000",
     "--learning_rate -1": "learning_rate is -1.0",
+    "--tokenizer fixed": 'tokenizer is \'fixed\': choose "pixels" or "learned"',
+    "--tokenizer learned --codes 1": "codes is 1: at least 2 codes",
+    "--tokenizer learned --tokenizer_steps 0": "tokenizer_steps is 0: at least 1",
+    "--tokenizer learned --hidden_size 30 --num_heads 4": "hidden_size is 30 and num_heads 4",
     "--sede 3": "unknown argument --sede: did you mean --seed",
 }
 
@@ -179,13 +189,27 @@ def test_every_caption_names_its_digit():
     assert [digits.label_of(text) for text in ("", "a", "sevens", "_ _")] == [-1] * 4
 
 
-def test_captions_and_images_come_back_from_their_rows(where, data):
+def test_captions_and_images_come_back_from_their_rows(form, where, data):
     images, texts = data[1].images[:9], digits.captions(data[1].labels[:9])
-    tokens = digits.rows(where, images, texts)
-    assert tokens.shape == (9, where.length) and torch.equal(digits.images_of(where, tokens), images)
+    tokens = form.rows(images, texts)
+    assert tokens.shape == (9, where.length) and torch.equal(form.images_of(tokens), images)
     caption = tokens[:, where.columns("caption")]
     assert [digits.read(row) for row in caption] == texts
     assert set(digits.read(torch.full_like(caption[0], where.vocab.mask))) <= {"_", " "}
+
+
+def test_the_tokens_of_pixels_are_what_they_were(form, data):
+    images, texts = data[1].images[:20], digits.captions(data[1].labels[:20])
+    words = VocabLayout(len(digits.LEXICON), (Modality("image", 17, depth=4),))
+    assert form.where == Layout(
+        words, (Segment("caption", "text", (4,)), Segment("image", "image", (4, 4))), packed=True
+    )
+    patches = images.view(-1, 4, 2, 4, 2).transpose(2, 3).reshape(-1, 16, 4)
+    levels = len(digits.LEXICON) + 256 + 17 * torch.arange(4)  # each level has a range of its own after the specials
+    tokens = torch.cat([digits.caption_ids(texts), (patches + levels).flatten(1)], 1)
+    assert torch.equal(form.rows(images, texts), tokens) and torch.equal(form.images_of(tokens), images)
+    columns = 4 + torch.arange(64).view(4, 4, 2, 2).transpose(1, 2).reshape(8, 8)
+    assert torch.equal(form.places(), columns)
 
 
 def test_the_split_is_stratified_and_repeats(data):
@@ -201,7 +225,7 @@ def test_warped_copies_stay_pictures_and_repeat(data):
     images = data[0].images[:50]
     warped = digits.warp(images, 2, seed=3)
     assert warped.shape == (100, 8, 8) and warped.dtype == torch.int64
-    assert warped.min() >= 0 and warped.max() < digits.PIXELS.codebook_size
+    assert warped.min() >= 0 and warped.max() < codecs.LEVELS
     assert torch.equal(warped, digits.warp(images, 2, seed=3)) and not torch.equal(
         warped, digits.warp(images, 2, seed=4)
     )
@@ -210,13 +234,13 @@ def test_warped_copies_stay_pictures_and_repeat(data):
     assert 0.2 < near < 0.6 * far  # changed, and still the same digit
 
 
-def test_training_rows_say_what_they_show(where, data):
-    rows = digits.CaptionedDigits(where, data[0], 1, seed=0)
+def test_training_rows_say_what_they_show(form, where, data):
+    rows = digits.CaptionedDigits(form, data[0], 1, seed=0)
     assert len(rows) == 2 * len(data[0])
     tokens = torch.stack([rows[i]["tokens"] for i in range(len(rows))])
     named = [digits.label_of(digits.read(row)) for row in tokens[:, where.columns("caption")]]
     assert named == data[0].labels.repeat(2).tolist()
-    assert torch.equal(digits.images_of(where, tokens[: len(data[0])]), data[0].images)
+    assert torch.equal(form.images_of(tokens[: len(data[0])]), data[0].images)
     texts = {digits.read(row) for row in tokens[:, where.columns("caption")]}
     assert texts == {template.format(word) for template in digits.TEMPLATES for word in digits.WORDS}
 
@@ -224,32 +248,32 @@ def test_training_rows_say_what_they_show(where, data):
 # ---- what the weights are asked to do
 
 
-def test_drawings_are_legal_and_follow_the_seed(model, where):
+def test_drawings_are_legal_and_follow_the_seed(model, form):
     labels = torch.arange(10)
-    images = tasks.draw(model, where, labels, 16, seed=1)
-    assert images.shape == (10, 8, 8) and images.min() >= 0 and images.max() < digits.PIXELS.codebook_size
-    assert torch.equal(images, tasks.draw(model, where, labels, 16, seed=1))
-    assert not torch.equal(images, tasks.draw(model, where, labels, 16, seed=2))
+    images = tasks.draw(model, form, labels, 16, seed=1)
+    assert images.shape == (10, 8, 8) and images.min() >= 0 and images.max() < codecs.LEVELS
+    assert torch.equal(images, tasks.draw(model, form, labels, 16, seed=1))
+    assert not torch.equal(images, tasks.draw(model, form, labels, 16, seed=2))
 
 
-def test_readings_leave_the_image_alone(model, where, data):
+def test_readings_leave_the_image_alone(model, form, data):
     images = data[1].images[:5]
-    texts = tasks.read(model, where, images)
+    texts = tasks.read(model, form, images)
     assert digits.caption_ids(texts).shape == (5, digits.CAPTION)  # nothing but what captions are made of
-    assert texts == tasks.read(model, where, images)  # nothing is drawn: the likeliest letter
-    batch = tasks.read_batch(model, where, images)
+    assert texts == tasks.read(model, form, images)  # nothing is drawn: the likeliest letter
+    batch = tasks.read_batch(model, form, images)
     assert batch.free.sum(1).tolist() == [digits.CAPTION] * 5
-    assert torch.equal(digits.images_of(where, batch.tokens), images)
+    assert torch.equal(form.images_of(batch.tokens), images)
 
 
 @pytest.mark.parametrize("rows", [slice(4, 8), slice(0, 3), slice(3, 4)])
-def test_filling_changes_no_given_pixel(model, where, data, rows):
+def test_filling_changes_no_given_pixel(model, form, data, rows):
     images = data[1].images[:8]
-    filled = tasks.fill(model, where, images, digits.captions(data[1].labels[:8]), rows, 8, seed=0)
+    filled = tasks.fill(model, form, images, digits.captions(data[1].labels[:8]), rows, 8, seed=0)
     hidden = torch.zeros(8, dtype=torch.bool)
     hidden[rows] = True
     assert torch.equal(filled[:, ~hidden], images[:, ~hidden]) and not torch.equal(filled[:, hidden], images[:, hidden])
-    assert filled.min() >= 0 and filled.max() < digits.PIXELS.codebook_size
+    assert filled.min() >= 0 and filled.max() < codecs.LEVELS
 
 
 def test_judges_tell_digits_copies_and_collapse(data):

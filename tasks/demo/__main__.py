@@ -1,7 +1,7 @@
 """python -m tasks.demo: train on captions and digits together, then draw, read and fill in; writes runs/demo/.
 
-On two CPU cores under five minutes; a GPU is used when there is one. An interrupted run goes on when the command is
-repeated, a finished one starts anew.
+On two CPU cores under five minutes; a GPU is used when there is one. `--tokenizer learned` codes the digits by a small
+tokenizer that it trains first. An interrupted run goes on when the command is repeated, a finished one starts anew.
 """
 
 from __future__ import annotations
@@ -11,49 +11,49 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from discdiff.cli import guarded, parse
 from discdiff.config import checked, to_dict
-from discdiff.layout import Layout
-from tasks.demo import digits, judge, page
+from tasks.demo import codecs, digits, judge, page, tasks
+from tasks.demo.codecs import Codec
+from tasks.demo.digits import Digits, Form
+from tasks.demo.settings import Demo
 
 LOG_EVERY = 25
 
 
-@dataclass(frozen=True)
-class Demo:
-    """seed: of data order, noise and samples; seconds of training, or a number of steps instead; count: images per
-    figure; warped: altered copies of every training image; conditional: share of rows with one part given; part: judge on
-    the "test" or, to choose settings, on a "validation" part of the training images; out: folder.
+def codec_for(demo: Demo, train_digits: Digits) -> tuple[Codec, dict[str, float]]:
+    """The codec of the pictures, its tokenizer saved, and what training it took; one that an interrupted run finished is
+    taken as it is.
     """
+    from discdiff.training import read_metrics
 
-    seed: int = 0
-    seconds: float = 258.0
-    steps: int = 0
-    count: int = 500
-    warped: int = 2
-    conditional: float = 0.7
-    batch_size: int = 64
-    learning_rate: float = 4e-3
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    part: str = "test"
-    out: str = "runs/demo"
+    folder = Path(demo.out) / "tokenizer"
+    if folder.exists():
+        codec = codecs.opened(folder)
+        fits = codec.kind == demo.tokenizer and (codec.kind == "pixels" or codec.codebook_size == demo.codes)
+        have = f"{codec.kind}, {codec.codebook_size} codes"
+        remedy = f"an interrupted run left this in {str(folder)!r}: go on with the same, or start in another out"
+        checked("tokenizer", have, fits, remedy)
+    elif demo.tokenizer == "pixels":
+        codec = codecs.Pixels.new()
+        codec.tokenizer.save_pretrained(folder)
+    else:
+        codec = codecs.untrained(demo.codes, demo.seed)
+        form = Form.of(codec)
+        trainer_for(demo, form, digits.CaptionedDigits(form, train_digits, demo.warped, demo.seed))  # refuses early
+        images = digits.training_images(train_digits, demo.warped, demo.seed)
+        codec = codecs.trained(codec, images, demo.tokenizer_steps, demo.seed, folder)
+    if demo.tokenizer == "pixels":
+        return codec, {}
+    log = read_metrics(f"{folder}_training/metrics.jsonl")
+    return codec, {"tokenizer_seconds": max(entry.get("seconds", 0.0) for entry in log)}
 
-    def __post_init__(self) -> None:
-        checked("steps", self.steps, self.steps >= 0, "0 (train for `seconds`) or more")
-        checked("seconds", self.seconds, self.seconds > 0 or self.steps > 0, "give seconds of training, or steps")
-        checked("count", self.count, self.count >= 20, "at least 20 images, two per digit")
-        checked("warped", self.warped, self.warped >= 0, "0 or more")
-        checked("part", self.part, self.part in ("test", "validation"), 'choose "test" or "validation"')
-        checked("conditional", self.conditional, 0 <= self.conditional <= 1, "a share in [0, 1]")
 
-
-def trainer_for(demo: Demo, where: Layout, data: Any) -> Any:
+def trainer_for(demo: Demo, form: Form, data: Any) -> Any:
     """The trainer of the demo's model; refuses impossible settings."""
     from discdiff.maskers import Independent
     from discdiff.models import DiscDiffConfig, DiscDiffModel
@@ -62,18 +62,17 @@ def trainer_for(demo: Demo, where: Layout, data: Any) -> Any:
     from discdiff.training import DiffusionTrainer, TrainingSettings
 
     config = DiscDiffConfig(
-        vocab=json.loads(where.vocab.to_json()),
-        layout=to_dict(where),
+        vocab=json.loads(form.where.vocab.to_json()),
+        layout=to_dict(form.where),
         process=to_dict(Absorbing()),
         hidden_size=demo.hidden_size,
         num_layers=demo.num_layers,
         num_heads=demo.num_heads,
         max_length=64,
-        max_depth=digits.PIXELS.depth,
+        max_depth=form.codec.depth,
         initializer_range=demo.hidden_size**-0.5,
     )
     model = DiscDiffModel.seeded(config, demo.seed)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(data):,} training rows", flush=True)
     budget: dict[str, Any] = {"max_seconds": demo.seconds, "schedule_by": "seconds", "steps": 10**6}
     if demo.steps:
         budget = {"steps": demo.steps}
@@ -90,20 +89,21 @@ def trainer_for(demo: Demo, where: Layout, data: Any) -> Any:
         **budget,
     )
     objective = Elbo(masker=Independent(demo.conditional, power=0.5))
-    return DiffusionTrainer(model, settings, objective, where, data, output_dir=f"{demo.out}/training")
+    return DiffusionTrainer(model, settings, objective, form.where, data, output_dir=f"{demo.out}/training")
 
 
-def train(demo: Demo, where: Layout, data: Any) -> tuple[Any, dict[str, float], list[Any]]:
+def train(demo: Demo, form: Form, data: Any) -> tuple[Any, dict[str, float], list[Any]]:
     """The trained model with its averaged weights, what training took, and its log."""
-    from discdiff.models import DiscDiffModel
     from discdiff.training import read_metrics
 
-    trainer = trainer_for(demo, where, data)
+    trainer = trainer_for(demo, form, data)
+    size = sum(p.numel() for p in trainer.model.parameters())
+    print(f"{size:,} parameters, {len(data):,} training rows", flush=True)
     trainer.train("auto")
     if trainer.stopped_by == "signal":
         raise KeyboardInterrupt
     trainer.save_model(f"{demo.out}/model")
-    model = DiscDiffModel.from_pretrained(f"{demo.out}/model").to(trainer.args.device).eval()
+    model = tasks.opened(demo.out)[0].to(trainer.args.device)
     log = [entry for entry in read_metrics(f"{demo.out}/training/metrics.jsonl") if "loss" in entry]
     return model, {"train_seconds": trainer.seconds, "training_steps": trainer.state.global_step}, log
 
@@ -115,19 +115,23 @@ def run(demo: Demo) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     finished = folder / "metrics.json"
     if finished.exists():
-        shutil.rmtree(folder / "training", ignore_errors=True)
+        for part in ("training", "tokenizer", "tokenizer_training"):
+            shutil.rmtree(folder / part, ignore_errors=True)
         finished.unlink()
-    where = digits.layout()
     train_digits, test_digits = digits.load(demo.part)
-    data = digits.CaptionedDigits(where, train_digits, demo.warped, demo.seed)
     started = time.monotonic()
-    model, cost, log = train(demo, where, data)
+    codec, cost = codec_for(demo, train_digits)
+    form = Form.of(codec)
+    data = digits.CaptionedDigits(form, train_digits, demo.warped, demo.seed)
+    model, trained, log = train(demo, form, data)
     ended = time.monotonic()
-    earlier = max(0.0, cost["train_seconds"] - (ended - started))  # of training before an interruption
-    print(f"trained in {cost['train_seconds']:.0f} s; reading, drawing and judging", flush=True)
-    figures = judge.figures(model, where, train_digits, test_digits, demo.seed, demo.count)
+    cost |= trained
+    training = cost["train_seconds"] + cost.get("tokenizer_seconds", 0.0)
+    earlier = max(0.0, training - (ended - started))  # of training before an interruption
+    print(f"trained in {training:.0f} s; reading, drawing and judging", flush=True)
+    figures = judge.figures(model, form, train_digits, test_digits, demo.seed, demo.count)
     curve = {"loss": ([entry["seconds"] for entry in log], [entry["loss"] for entry in log])}
-    path = page.write(folder, model, where, test_digits, figures, curve, demo.seed)
+    path = page.write(folder, model, form, test_digits, figures, curve, demo.seed)
     figures |= {**cost, "seconds": earlier + time.monotonic() - began}
     finished.write_text(json.dumps({**figures, "settings": asdict(demo)}, indent=2) + "\n", encoding="utf-8")
     for name, value in figures.items():

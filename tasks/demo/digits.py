@@ -10,21 +10,42 @@ from torch import Tensor
 
 from discdiff.layout import Layout, Modality, Segment, VocabLayout
 from discdiff.noise import CORRUPT, Noise
-from tokenizers_vq import PixelTokenizer
+from tasks.demo.codecs import LEVELS, SIDE, Codec
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = ("here is number {}", "the handwritten digit {}", "{} written by hand", "somebody drew number {}")
 LEXICON = tuple(dict.fromkeys(" ".join(TEMPLATES).replace("{}", "").split())) + WORDS
 CAPTION = 4  # words of a caption
 HELD_OUT, VALIDATION = 360, 240
-PIXELS = PixelTokenizer.of(levels=17, patch=2)
 
 
-def layout() -> Layout:
-    """[caption | image]: one word per slot, and the four pixels of a 2 x 2 patch packed into a slot."""
-    vocab = VocabLayout(len(LEXICON), (Modality("image", PIXELS.codebook_size, depth=PIXELS.depth),))
-    segments = (Segment("caption", "text", (CAPTION,)), Segment("image", "image", PIXELS.grid))
-    return Layout(vocab, segments, packed=True)
+@dataclass(frozen=True, eq=False)
+class Form:
+    """The sequence [caption | image], `where` its parts lie, and the codec of its pictures."""
+
+    codec: Codec
+    where: Layout
+
+    @classmethod
+    def of(cls, codec: Codec) -> Form:
+        """One word per slot of the caption, and all levels of a picture's slot packed into one."""
+        vocab = VocabLayout(len(LEXICON), (Modality("image", codec.codebook_size, depth=codec.depth),))
+        segments = (Segment("caption", "text", (CAPTION,)), Segment("image", "image", codec.grid))
+        return cls(codec, Layout(vocab, segments, packed=True))
+
+    def rows(self, images: Tensor, texts: list[str]) -> Tensor:
+        """Token rows `(n, length)` of images with captions."""
+        codes = self.where.vocab.to_global(self.codec.encode(images), "image")
+        return torch.cat([caption_ids(texts), codes.flatten(1)], 1)
+
+    def images_of(self, tokens: Tensor) -> Tensor:
+        """Images `(n, 8, 8)` of token rows without masks."""
+        ids = tokens[:, self.where.columns("image")].reshape(len(tokens), -1, self.codec.depth)
+        return self.codec.decode(self.where.vocab.to_local(ids, "image"))
+
+    def places(self) -> Tensor:
+        """The column that each pixel comes from, `(8, 8)`."""
+        return self.codec.places(self.where.columns("image").reshape(-1, self.codec.depth))
 
 
 @dataclass(frozen=True)
@@ -60,10 +81,10 @@ def warp(images: Tensor, copies: int, seed: int = 0) -> Tensor:
     angle, scale = turn * 0.09, 1 + stretch * 0.045
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     rotation = torch.stack([cos, -sin + 0.055 * shear, dx * 0.066, sin, cos, dy * 0.066], -1).reshape(-1, 2, 3)
-    grid = torch.nn.functional.affine_grid(rotation, [rows, 1, 8, 8], align_corners=False)
+    grid = torch.nn.functional.affine_grid(rotation, [rows, 1, SIDE, SIDE], align_corners=False)
     source = images.double().repeat(copies, 1, 1)[:, None]
     moved = torch.nn.functional.grid_sample(source, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
-    return moved[:, 0].round().long().clamp(0, PIXELS.codebook_size - 1)
+    return moved[:, 0].round().long().clamp(0, LEVELS - 1)
 
 
 def caption_ids(texts: list[str]) -> Tensor:
@@ -87,28 +108,20 @@ def label_of(text: str) -> int:
     return named[0] if len(named) == 1 else -1
 
 
-def rows(where: Layout, images: Tensor, texts: list[str]) -> Tensor:
-    """Token rows `(n, length)` of images with captions."""
-    codes = where.vocab.to_global(PIXELS.encode(images).codes, "image")
-    return torch.cat([caption_ids(texts), codes.flatten(1)], 1)
-
-
-def images_of(where: Layout, tokens: Tensor) -> Tensor:
-    """Images `(n, 8, 8)` of token rows without masks."""
-    ids = tokens[:, where.columns("image")].reshape(len(tokens), -1, PIXELS.depth)
-    return PIXELS.decode(where.vocab.to_local(ids, "image"))
+def training_images(digits: Digits, copies: int, seed: int) -> Tensor:
+    """Real images, then `copies` warped ones of each."""
+    return torch.cat([digits.images, warp(digits.images, copies, seed)]) if copies else digits.images
 
 
 class CaptionedDigits:
     """Training rows: real images and warped copies, a caption template drawn per row and copy."""
 
-    def __init__(self, where: Layout, digits: Digits, copies: int, seed: int) -> None:
-        images = torch.cat([digits.images, warp(digits.images, copies, seed)]) if copies else digits.images
+    def __init__(self, form: Form, digits: Digits, copies: int, seed: int) -> None:
         labels = digits.labels.repeat(1 + copies)
         noise = Noise.seeded(seed + 1, torch.ones(len(labels), 1, dtype=torch.bool))
         template = (noise.uniform(CORRUPT)[:, 0] * len(TEMPLATES)).long().tolist()
         texts = [TEMPLATES[k].format(WORDS[y]) for k, y in zip(template, labels.tolist(), strict=True)]
-        self.tokens = rows(where, images, texts)
+        self.tokens = form.rows(training_images(digits, copies, seed), texts)
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from discdiff.config import checked, from_dict
 from discdiff.denoisers import ModelDenoiser, Temperature
 from discdiff.kernels import Ancestral, Commit
-from discdiff.layout import Layout, TokenBatch, make_batch
+from discdiff.layout import LAYOUTS, Layout, TokenBatch, make_batch
 from discdiff.sampling import iterate, sample
 from discdiff.scores import Sure
-from tasks.demo import digits
+from tasks.demo import codecs, digits
+from tasks.demo.codecs import SIDE
+from tasks.demo.digits import Form
 
 
 def _batch(where: Layout, tokens: Tensor, hidden: Tensor, device: Any) -> TokenBatch:
@@ -28,27 +32,27 @@ def _columns(where: Layout, columns: Tensor) -> Tensor:
     return hidden
 
 
-def empty_rows(where: Layout, texts: list[str]) -> Tensor:
+def empty_rows(form: Form, texts: list[str]) -> Tensor:
     """Rows with captions and a blank image."""
-    return digits.rows(where, torch.zeros(len(texts), 8, 8, dtype=torch.int64), texts)
+    return form.rows(torch.zeros(len(texts), SIDE, SIDE, dtype=torch.int64), texts)
 
 
-def draw_run(model: Any, where: Layout, texts: list[str], steps: int, seed: int) -> Iterable[tuple[Any, Any]]:
+def draw_run(model: Any, form: Form, texts: list[str], steps: int, seed: int) -> Iterable[tuple[Any, Any]]:
     """The run that draws an image for every caption: ancestral, temperature 1, nothing truncated or guided."""
-    batch = _batch(where, empty_rows(where, texts), _columns(where, where.columns("image")), model.device)
+    batch = _batch(form.where, empty_rows(form, texts), _columns(form.where, form.where.columns("image")), model.device)
     return iterate(ModelDenoiser(model), Ancestral(), batch, steps, seed=seed)
 
 
-def draw(model: Any, where: Layout, labels: Tensor, steps: int, seed: int) -> Tensor:
+def draw(model: Any, form: Form, labels: Tensor, steps: int, seed: int) -> Tensor:
     """Images `(n, 8, 8)` for digits, one caption each."""
-    *_, (state, _) = draw_run(model, where, digits.captions(labels), steps, seed)
-    return digits.images_of(where, state.tokens.cpu())
+    *_, (state, _) = draw_run(model, form, digits.captions(labels), steps, seed)
+    return form.images_of(state.tokens.cpu())
 
 
-def read_batch(model: Any, where: Layout, images: Tensor) -> TokenBatch:
+def read_batch(model: Any, form: Form, images: Tensor) -> TokenBatch:
     """Images with their captions masked."""
-    tokens = digits.rows(where, images, [digits.TEMPLATES[0].format("zero")] * len(images))
-    return _batch(where, tokens, _columns(where, where.columns("caption")), model.device)
+    tokens = form.rows(images, [digits.TEMPLATES[0].format("zero")] * len(images))
+    return _batch(form.where, tokens, _columns(form.where, form.where.columns("caption")), model.device)
 
 
 def reader(model: Any) -> tuple[Any, Commit]:
@@ -56,18 +60,39 @@ def reader(model: Any) -> tuple[Any, Commit]:
     return Temperature(ModelDenoiser(model), 0.0), Commit(Sure("confidence"))
 
 
-def read(model: Any, where: Layout, images: Tensor) -> list[str]:
+def read(model: Any, form: Form, images: Tensor) -> list[str]:
     """Captions of images."""
     denoiser, kernel = reader(model)
-    state, _ = sample(denoiser, kernel, read_batch(model, where, images), digits.CAPTION)
-    return [digits.read(row) for row in state.tokens[:, where.columns("caption")].cpu()]
+    state, _ = sample(denoiser, kernel, read_batch(model, form, images), digits.CAPTION)
+    return [digits.read(row) for row in state.tokens[:, form.where.columns("caption")].cpu()]
 
 
-def fill(model: Any, where: Layout, images: Tensor, texts: list[str], rows: slice, steps: int, seed: int) -> Tensor:
+def fill_batch(model: Any, form: Form, images: Tensor, texts: list[str], rows: slice) -> TokenBatch:
+    """Captions and images of which the picture rows `rows` are hidden, from the encoder of a learned codec too."""
+    seen = images.clone()
+    seen[:, rows] = 0
+    hidden = _columns(form.where, form.places()[rows].unique())
+    return _batch(form.where, form.rows(seen, texts), hidden, model.device)
+
+
+def fill(model: Any, form: Form, images: Tensor, texts: list[str], rows: slice, steps: int, seed: int) -> Tensor:
     """Images with the picture rows `rows` sampled anew from the rest and the caption."""
-    place = torch.zeros(1, 8, 8, dtype=torch.int64)
-    place[:, rows] = 1
-    wanted = where.columns("image")[digits.PIXELS.encode(place).codes.reshape(-1).bool()]
-    batch = _batch(where, digits.rows(where, images, texts), _columns(where, wanted), model.device)
+    batch = fill_batch(model, form, images, texts, rows)
     state, _ = sample(ModelDenoiser(model), Ancestral(), batch, steps, seed=seed)
-    return digits.images_of(where, state.tokens.cpu())
+    return form.images_of(state.tokens.cpu())
+
+
+def opened(folder: str | Path) -> tuple[Any, Form]:
+    """The model of a finished demo and the form of its sequence. Raises ValueError where they do not belong together."""
+    from discdiff.models import DiscDiffModel
+
+    form = Form.of(codecs.opened(Path(folder) / "tokenizer"))
+    model = DiscDiffModel.from_pretrained(Path(folder) / "model").eval()
+    learned, own = (_codes(where) for where in (from_dict(model.config.layout, LAYOUTS), form.where))
+    checked("tokenizer", own, own == learned, f"the model beside it learned {learned}")
+    return model, form
+
+
+def _codes(where: Layout) -> str:
+    image = where.vocab.modality("image")
+    return f"{where.segments[1].shape} slots of {image.depth} levels of {image.codebook}"

@@ -81,11 +81,14 @@ def drawn(
     settings = {"sampler": trained.sampler, "batch": 128, **sampler}
     if trained.generator.method == "autoregressive":
         settings = {"cache": "block", **settings}
-    elif settings.get("guidance", 1) != 1:
+    if settings.get("guidance", 1) != 1:
         settings = {"unprompted": "null", **settings}
     slots = generation.layout_of(trained.model).segments[1].slots
     mask = torch.ones(len(conditions), slots, dtype=torch.bool)
     ids = trained.lexicon.ids(conditions)
+    if trained.generator.condition:  # nothing said is the condition that stood in the dropped rows
+        null = generation.layout_of(trained.model).vocab.special("NULL")
+        ids = ids.masked_fill(~ids.any(1, keepdim=True), null)
     out = generation.draw(trained.model, ids, mask, codes=codes, known=known, seed=seed, **settings)
     return to_bytes(quality.decode(trained.tokenizer, out.codes, trained.grid)), out.codes
 
@@ -122,7 +125,7 @@ def opened(folder: Path) -> Trained:
 
 def train(prog: str, argv: Sequence[str]) -> None:
     """Train on a trained tokenizer's codes. An interrupted run goes on when the command is repeated."""
-    own = {f"--{name}" for name in Pictures.__dataclass_fields__}
+    own = {f"--{flag}" for name in Pictures.__dataclass_fields__ for flag in (name, name.replace("_", "-"))}
     given = any(word.split("=")[0] in own for word in argv)
     sections = {"generator": Generator, "training": Training, "output": ModelOutput}
     chosen = parse(prog, argv, {**sections, **({"pictures": Pictures} if given else {})})
@@ -140,13 +143,23 @@ def train(prog: str, argv: Sequence[str]) -> None:
         f"{len(found.x):,} training and {len(valid.x):,} validation pictures, {len(lexicon.words) - 2} words",
         flush=True,
     )
+    parts = {"pictures": pictures, "generator": wanted, "lexicon": lexicon}
+    text = json.dumps({name: to_dict(part) for name, part in parts.items()}, indent=2) + "\n"
+    _same(folder, text, source)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder / MODEL)
-    parts = {"pictures": pictures, "generator": wanted, "lexicon": lexicon}
-    text = json.dumps({name: to_dict(part) for name, part in parts.items()}, indent=2)
-    (folder / TASK).write_text(text + "\n", encoding="utf-8")
+    (folder / TASK).write_text(text, encoding="utf-8")
     fit_model(tokenizer, found, lexicon, wanted, chosen["training"], folder / CODES, resume="auto")
     print(f"trained by {wanted.method}: {folder}")
+
+
+def _same(folder: Path, text: str, source: Path) -> None:
+    """Raise ValueError where a folder holds a run of other settings or of another tokenizer: it would go on as that one."""
+    if (folder / f"{CODES}_training").is_dir() and (folder / TASK).is_file():
+        same = (folder / TASK).read_text(encoding="utf-8") == text
+        weights = [place / MODEL / "model.safetensors" for place in (folder, source)]
+        same = same and weights[0].is_file() and weights[0].read_bytes() == weights[1].read_bytes()
+        checked("out", str(folder), same, "it holds a model of other settings, pictures or codes: give another folder")
 
 
 def sample(prog: str, argv: Sequence[str]) -> None:
@@ -207,5 +220,9 @@ def sampler_of(prog: str, flags: Sequence[str], drawing: Drawing, trained: Train
     """What the command line says of sampling: the sampler, the knobs it names, the seed."""
     name = drawing.sampler or trained.sampler
     given = parse(f"{prog} --sampler {name}", flags, {"sampler": knobs(name)}, prefix="sampler.")["sampler"]
-    said = {word.split("=")[0].removeprefix("--sampler.") for word in flags if word.startswith("--sampler.")}
+    said = {
+        word.split("=")[0].removeprefix("--sampler.").replace("-", "_")
+        for word in flags
+        if word.startswith("--sampler.")
+    }
     return {"sampler": name, "seed": drawing.sample_seed, **{k: v for k, v in asdict(given).items() if k in said}}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 
@@ -29,7 +30,10 @@ def fit_judge(train: Read, folder: Path, judged: Judged, width: int = 32) -> tup
     file = folder.with_suffix(".safetensors")
     if file.is_file():
         judge = Judge(2, train.x.shape[1], len(labels), width)
-        load_model(judge, file)
+        try:
+            load_model(judge, file)
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{str(file)!r} is no judge of these {len(labels)} values: remove it") from error
         return judge.eval(), labels
     truth = torch.tensor([labels.index(each) for each in train.said])
     x = from_bytes(train.x)
@@ -41,11 +45,14 @@ def fit_judge(train: Read, folder: Path, judged: Judged, width: int = 32) -> tup
 @torch.no_grad()
 def features(judge: Judge, x: Tensor) -> Tensor:
     """The judge's last means (n, width) of uint8 pictures."""
-    return torch.cat([judge.features(part) for part in quality.batches(x)]).double()
+    device = next(judge.parameters()).device
+    return torch.cat([judge.features(part.to(device)).cpu() for part in quality.batches(x)]).double()
 
 
 def share(judge: Judge, labels: Sequence[str], x: Tensor, said: Sequence[str]) -> tuple[float, float]:
     """Share of uint8 pictures judged to be what is said, and its standard error."""
+    unknown = sorted(set(said) - set(labels))
+    checked("labels", unknown[:3], not unknown, "no training picture has them: keep other pictures back")
     truth = torch.tensor([labels.index(each) for each in said])
     p = (predicted(judge, from_bytes(x)) == truth).double().mean()
     return float(p), float((p * (1 - p) / len(x)).sqrt())

@@ -151,7 +151,7 @@ class Judged:
     judge_seed: int = 0
 
     def __post_init__(self) -> None:
-        checked("samples", self.samples, self.samples >= 2, "at least 2")
+        checked("samples", self.samples, self.samples >= 6, "at least 6, that each has five neighbours")
         checked("judge_steps", self.judge_steps, self.judge_steps >= 1, "at least 1")
 
 

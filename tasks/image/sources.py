@@ -145,10 +145,19 @@ def _open(data: Any) -> Image.Image:
     if data is None:
         raise ValueError("no picture in this row")
     if isinstance(data, np.ndarray | list):
-        return Image.fromarray(np.asarray(data, dtype=np.uint8))
+        return Image.fromarray(_bytes(np.asarray(data)))
     image = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
     image.load()
     return image
+
+
+def _bytes(x: np.ndarray) -> np.ndarray:
+    """An array (height, width) or (height, width, 1, 3 or 4) of whole numbers in 0 to 255, as Pillow takes it."""
+    if x.ndim not in (2, 3) or not x.size or (x.ndim == 3 and x.shape[2] not in MODES):
+        raise ValueError(f"an array {x.shape}, not (height, width) or (height, width, 1, 3 or 4 channels)")
+    if x.dtype.kind not in "iu" or x.min() < 0 or x.max() > 255:
+        raise ValueError(f"{x.dtype} values {x.min()} to {x.max()}, not whole numbers in 0 to 255")
+    return x.astype(np.uint8)[..., 0] if x.shape[2:] == (1,) else x.astype(np.uint8)
 
 
 def _taken(rows: Any, index: int, field: str) -> Image.Image:
@@ -174,7 +183,10 @@ def _metadata(path: Path, files: list[Path], column: str) -> dict[Path, str]:
         with table.open(encoding="utf-8", newline="") as opened:
             rows = list(csv.DictReader(opened))
     known = list(rows[0]) if rows else []
-    checked("condition", column, "file_name" in known and column in known, f"{str(table)!r} has the columns {known}")
+    has = (
+        f"{str(table)!r} has the columns {known}" if known else f'give "label", or {str(table)!r} with file_name and it'
+    )
+    checked("condition", column, "file_name" in known and column in known, has)
     found = {path / row["file_name"]: row[column] for row in rows}
     missing = [str(file) for file in files if file not in found]
     checked(column, missing[:1], not missing, f"give every picture a row of {METADATA}")
