@@ -1,0 +1,200 @@
+"""python -m tasks.image: what is refused, before anything is lost."""
+
+import functools
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from image_toy import FEW, SMALL, picture, quiet, run  # noqa: F401  (quiet acts by itself)
+from PIL import Image
+
+from tasks.image import generate, judged
+from tasks.image.generate import drawn, opened
+from tokenizers_vq import ImageTokenizer, ImageTokenizerConfig
+
+# -- what is refused -------------------------------------------------------------------------------------------------------
+
+once = functools.cache(opened)
+
+
+@pytest.fixture
+def kept(picture_model, monkeypatch):
+    """As `picture_model`, its folders read once for all."""
+    monkeypatch.setattr(generate, "opened", once)
+    return picture_model
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--condition", "rde"), "no training caption has 'rde' (did you mean 'red'?)"),
+        (("--condition", "dark blue red"), "caption is 'dark blue red': at most 2 words are read"),
+        (("--count", "0"), "count is 0: at least 1"),
+        (("--sampler", "ancestal"), "did you mean 'ancestral'?"),
+        (("--sampler.stepz", "4"), "did you mean --sampler.steps?"),
+        (("--sampler.nucleus", "1.5"), "nucleus is 1.5: a share in (0, 1]"),
+        (("--sampler.steps", "many"), "'many' is no int"),
+        (("--conditon", "red"), "did you mean --condition?"),
+    ],
+)
+def test_bad_requests(kept, argv, message, capsys):
+    folder = kept("vq_diffusion")
+    assert run(generate.sample, folder, *argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--hole", "0.5,0,0.5,1"), "hole is (0.5, 0.0, 0.5, 1.0): left < right and top < bottom, shares in [0, 1]"),
+        (("--hole", "0.6,0,0.5,1"), "left < right"),
+        (("--hole", "0,0.2,1,0.1"), "top < bottom"),
+        (("--hole", "0,0,1.1,1"), "shares in [0, 1]"),
+        (("--hole", "0,0,1"), "hole is (0.0, 0.0, 1.0)"),
+        (("--hole", "a,0,1,1"), "'a' is no float"),
+        (("--picture", "valid:99"), "picture is 'valid:99': there are 10 validation pictures"),
+        (("--picture", "valid:-1"), "give a file, or valid:N"),
+        (("--picture", "nowhere.png"), "picture is 'nowhere.png': give a file, or valid:N"),
+        (("--picture", "16.png"), "picture is (16, 16): the model makes grids of (3, 3) codes"),
+        (("--picture", "13.png"), "pictures are 13 x 13: height and width must be multiples of 4, such as 12 x 12"),
+        (("--picture", "cut.png"), "1 of 1 pictures of 'cut.png' cannot be read"),
+        (("--picture", "floats.tif"), "mode F, not 8 or 16 bits a channel"),
+        (("--condition", "green"), "no training caption has 'green'"),
+    ],
+)
+def test_bad_holes_and_pictures(kept, argv, message, tmp_path, capsys, monkeypatch):
+    folder = kept("vq_diffusion")
+    monkeypatch.chdir(tmp_path)
+    for size in (13, 16):
+        picture(9, 9, 0, size).save(f"{size}.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "16.png").read_bytes()[:300])
+    Image.fromarray(np.zeros((12, 12), dtype=np.float32)).save("floats.tif")
+    assert run(generate.inpaint, folder, *argv, "--out", "filled") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "filled").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ("--method", "vqdiffusion"),
+            "method is 'vqdiffusion': choose from vq_diffusion, vq_released, vq_ddm, maskgit",
+        ),
+        (
+            ("--tokenizer", "nowhere"),
+            "tokenizer is 'nowhere', which holds none: finish python -m tasks.image tokenizer",
+        ),
+        (("--condition", "colour"), """condition is 'colour': give "label", or """),
+        (("--source", "flat"), "put every picture into a folder named by its label, or add metadata.csv"),
+        (("--source", "empty"), "'empty' holds no picture"),
+        (("--source", "nowhere"), "there is no 'nowhere': give a folder, an idx or parquet file"),
+        (("--source", "cut"), "1 of 2 pictures of 'cut' cannot be read"),
+        (("--source", "mixed"), "give size= to cut all pictures to one square"),
+        (("--source", "mixed", "--size", "10"), "pictures are 10 x 10: height and width must be multiples of 4"),
+        (("--source", "deep"), "mode F, not 8 or 16 bits"),
+        (("--hidden_size", "15"), "hidden_size is 15 and num_heads 2"),
+        (("--words", "0"), "words is 0: at least one word"),
+        (("--dropped", "2"), "dropped is 2.0: a share of the rows in [0, 1]"),
+        (("--valid_last", "40"), "too few to keep 40 back"),
+        (("--valid-last", "40"), "source is ''"),
+        (("--methode", "vq_ddm"), "did you mean --method?"),
+    ],
+)
+def test_bad_trainings(picture_root, argv, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, sizes in {"flat": "", "empty": "", "cut": "a", "mixed": "ab", "deep": "a"}.items():
+        (tmp_path / name / sizes[:1]).mkdir(parents=True)
+    picture(9, 9, 0).save("flat/a.png")
+    for n in range(2):
+        picture(9, 9, 0).save(f"cut/a/{n}.png")
+        picture(9, 9, 0, 12 + 4 * n).save(f"mixed/a/{n}.png")
+    (tmp_path / "cut/a/1.png").write_bytes((tmp_path / "cut/a/0.png").read_bytes()[:300])
+    Image.fromarray(np.zeros((12, 12), dtype=np.float32)).save("deep/a/a.tif")
+    flags = dict(zip(SMALL[::2], SMALL[1::2], strict=True)) | {"--tokenizer": picture_root / "codec", "--out": "out"}
+    if "--valid_last" in argv:
+        flags["--source"] = picture_root / "pictures"
+    flags |= dict(zip(argv[::2], argv[1::2], strict=True))
+    assert run(generate.train, *(word for pair in flags.items() for word in pair)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out" / "codes").exists()
+
+
+def test_parts_that_do_not_belong_together(picture_model, tmp_path, capsys):
+    folder = tmp_path / "swapped"
+    shutil.copytree(picture_model("vq_diffusion"), folder)
+    config = opened(folder).tokenizer.config
+    other = ImageTokenizerConfig(channels=3, width=8, blocks=1, code_dim=4, strides=(2, 2), codebook_size=8)
+    shutil.rmtree(folder / "model")
+    ImageTokenizer(other).save_pretrained(folder / "model")
+    for command in (generate.sample, generate.inpaint, judged.evaluate):
+        capsys.readouterr()
+        assert config.codebook_size == 16 and run(command, folder) == 2
+        error = capsys.readouterr().err
+        assert "codes is '1 levels of 16': 1 levels of 8, as the tokenizer beside the model has" in error
+    shutil.copytree(picture_model("vq_diffusion"), folder, dirs_exist_ok=True)
+    weights = folder / "codes" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    assert run(generate.sample, folder, "--condition", "red") == 2
+    assert "is damaged: model.safetensors should have" in capsys.readouterr().err
+    for command in (generate.sample, generate.inpaint, judged.evaluate):
+        assert run(command, tmp_path) == 2 and "holds no picture model" in capsys.readouterr().err
+
+
+def test_a_model_that_is_told_nothing(picture_root, tmp_path, capsys):
+    folder = tmp_path / "untold"
+    argv = ("--tokenizer", picture_root / "codec", "--condition", "", *SMALL, "--out", folder)
+    assert run(generate.train, *argv) == 0
+    assert opened(folder).lexicon.words == ("", "?")
+    assert run(generate.sample, folder, "--count", 1, "--out", tmp_path / "s", *FEW) == 0
+    assert run(generate.sample, folder, "--condition", "red") == 2
+    assert "no training caption has 'red'" in capsys.readouterr().err
+    assert run(judged.evaluate, folder) == 2
+    assert "a model that is told nothing cannot be judged by what it was told" in capsys.readouterr().err
+    assert run(judged.evaluate, folder, "--samples", 5) == 2 and "samples is 5: at least 6" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_run_is_refused(picture_root, picture_model, tmp_path, capsys):
+    folder = tmp_path / "held"
+    shutil.copytree(picture_model("vq_diffusion"), folder)
+    argv = dict(zip(SMALL[::2], SMALL[1::2], strict=True)) | {"--tokenizer": picture_root / "codec", "--out": folder}
+    assert run(generate.train, *(w for pair in argv.items() for w in pair)) == 0
+    held = (folder / "task.json").read_bytes()
+    for other in ({"--method": "vq_released"}, {"--condition": ""}, {"--dropped": "0.5"}):
+        assert run(generate.train, *(w for pair in (argv | other).items() for w in pair)) == 2
+        assert "holds a model of other settings, pictures or codes" in capsys.readouterr().err
+    codec = tmp_path / "codec"
+    shutil.copytree(picture_root / "codec", codec)
+    tokenizer_of = ImageTokenizer.from_pretrained(codec / "model")
+    with torch.no_grad():
+        next(tokenizer_of.parameters()).add_(1.0)
+    tokenizer_of.save_pretrained(picture_root / "codec" / "model")
+    try:
+        assert run(generate.train, *(w for pair in argv.items() for w in pair)) == 2
+    finally:
+        shutil.rmtree(picture_root / "codec")
+        shutil.copytree(codec, picture_root / "codec")
+    assert (folder / "task.json").read_bytes() == held
+
+
+def test_nothing_said_is_the_null_condition(picture_model):
+    trained = opened(picture_model("vq_diffusion"))
+    trained.model.double()
+    free = drawn(trained, ["red"] * 4, steps=2, guidance=0.0)[1]
+    assert torch.equal(drawn(trained, [""] * 4, steps=2)[1], free)
+    assert not torch.equal(drawn(trained, ["red"] * 4, steps=2)[1], free)
+
+
+def test_a_judge_of_other_values_is_refused(picture_model, tmp_path, capsys):
+    folder = tmp_path / "held"
+    shutil.copytree(picture_model("vq_diffusion"), folder)
+    few = ("--samples", 6, "--judge_steps", 2, "--sampler.steps", 2)
+    (folder / "judge.safetensors").write_bytes(b"no weights")
+    assert run(judged.evaluate, folder, *few) == 2
+    assert "is no judge of these 2 values: remove it" in capsys.readouterr().err
+    judged.save_model(judged.Judge(2, 3, 5, 32), str(folder / "judge.safetensors"))
+    assert run(judged.evaluate, folder, *few) == 2
+    assert "is no judge of these 2 values: remove it" in capsys.readouterr().err
