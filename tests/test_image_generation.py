@@ -16,9 +16,10 @@ from discdiff.models import DiscDiffModel
 from discdiff.sampling.sampler import CACHES
 from tasks.common import generation
 from tasks.common.methods import method_of
+from tasks.common.sections import Drawing, sampler_of
 from tasks.image import generate, judged
 from tasks.image.generate import drawn, opened, touched
-from tasks.image.settings import Drawing, Judged
+from tasks.image.settings import Judged
 from tasks.image.sources import Read
 from tokenizers_vq import load_tokenizer
 
@@ -195,7 +196,7 @@ def test_truncation_to_one_code_is_greedy(picture_model, method):
 
 def test_knobs_of_the_command_line(picture_model):
     trained = opened(picture_model("maskgit"))
-    found = generate.sampler_of(
-        "test", ["--sampler.top-k", "3", "--sampler.nucleus=0.86"], Drawing("", 7), trained
+    found = sampler_of(
+        "test", ["--sampler.top-k", "3", "--sampler.nucleus=0.86"], Drawing("", 7), trained.sampler
     )  # what is not said is left to the preset
     assert found == {"sampler": "maskgit", "seed": 7, "top_k": 3, "nucleus": 0.86}

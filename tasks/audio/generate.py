@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from discdiff.cli import parse, take
 from discdiff.config import checked, from_dict, read_json
 from discdiff.models import DiscDiffModel
-from discdiff.sampling import knobs
 from tasks.audio import codec as codecs
 from tasks.audio import page
 from tasks.audio.files import write_wav
@@ -24,7 +23,7 @@ from tasks.audio.sources import Clips, load
 from tasks.common import generation
 from tasks.common.judge import Judge
 from tasks.common.methods import both_ways
-from tasks.common.sections import Drawing
+from tasks.common.sections import Drawing, sampler_of
 from tokenizers_vq.audio import AudioTokenizer
 
 CODES = "codes"
@@ -158,7 +157,7 @@ def sample(prog: str, argv: Sequence[str]) -> None:
     inside, rest = take(argv, "sampler")
     chosen = parse(prog, rest, {"request": Request, "drawing": Drawing}, ("folder",))
     request, trained = chosen["request"], opened(Path(chosen["folder"]))
-    sampler = _sampler(prog, inside, chosen["drawing"])
+    sampler = sampler_of(prog, inside, chosen["drawing"])
     condition, lengths = trained.told.alike([request.label] * request.count, chosen["drawing"].sample_seed)
     made = ends(*drawn(trained, condition, lengths, **sampler))
     rate = trained.sounds.sample_rate
@@ -175,7 +174,7 @@ def evaluate(prog: str, argv: Sequence[str]) -> None:
     chosen = parse(prog, rest, {"judged": Judged, "drawing": Drawing}, ("folder",))
     folder = Path(chosen["folder"])
     trained, judged = opened(folder), chosen["judged"]
-    sampler, rate = _sampler(prog, inside, chosen["drawing"]), trained.sounds.sample_rate
+    sampler, rate = sampler_of(prog, inside, chosen["drawing"]), trained.sounds.sample_rate
     clips, valid = load(trained.sounds)
     column = trained.told.columns[0]
     judge, labels = fit_judge(clips, column, rate, judged)
@@ -218,9 +217,3 @@ def accuracies(
     hits = read.condition[:, 0] == torch.tensor([told.values[0].index(each) for each in said])
     found["read"], found["read_standard_error"] = share(hits)
     return found, made
-
-
-def _sampler(prog: str, flags: Sequence[str], drawing: Drawing) -> dict[str, Any]:
-    name = f"{prog} --sampler {drawing.sampler}"
-    given = parse(name, flags, {"sampler": knobs(drawing.sampler)}, prefix="sampler.")["sampler"]
-    return {"sampler": drawing.sampler, "seed": drawing.sample_seed, **asdict(given)}

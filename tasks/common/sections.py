@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+from discdiff.cli import parse
+from discdiff.sampling import knobs
 from discdiff.training import TrainingSettings
 from tokenizers_vq.config import TokenizerConfig
 
@@ -35,7 +37,19 @@ def training(**changed: Any) -> Any:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How to sample: a name of `discdiff.PRESETS`, its knobs given as --sampler.KNOB (docs/samplers.md), and a seed."""
+    """How to sample: a name of `discdiff.PRESETS`, "" for the model's own, its knobs given as --sampler.KNOB
+    (docs/samplers.md), and a seed.
+    """
 
-    sampler: str = "ancestral"
+    sampler: str = ""
     sample_seed: int = 0
+
+
+def sampler_of(prog: str, flags: Sequence[str], drawing: Drawing, own: str = "ancestral") -> dict[str, Any]:
+    """What a command line says of sampling: the sampler, the knobs it names, the seed; own: the model's own sampler."""
+    name = drawing.sampler or own
+    given = parse(f"{prog} --sampler {name}", flags, {"sampler": knobs(name)}, prefix="sampler.")["sampler"]
+    words = [word.split("=")[0] for word in flags if word.startswith("--sampler.")]
+    said = {word.removeprefix("--sampler.").replace("-", "_") for word in words}
+    chosen = {key: value for key, value in dataclasses.asdict(given).items() if key in said}
+    return {"sampler": name, "seed": drawing.sample_seed, **chosen}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from discdiff.cli import parse, take
 from discdiff.config import checked, from_dict, read_json, to_dict
 from discdiff.models import DiscDiffModel
-from discdiff.sampling import knobs
 from tasks.common import generation
 from tasks.common.methods import method_of
+from tasks.common.sections import Drawing, sampler_of
 from tasks.common.words import Lexicon
 from tasks.image import page, quality
-from tasks.image.settings import Drawing, Generator, Hole, ModelOutput, Pictures, Request, Training
+from tasks.image.settings import Generator, Hole, ModelOutput, Pictures, Request, Training
 from tasks.image.sources import Read, load_said, read
 from tokenizers_vq.image import ImageTokenizer, to_bytes
 
@@ -169,7 +169,7 @@ def sample(prog: str, argv: Sequence[str]) -> None:
     request, trained = chosen["request"], opened(Path(chosen["folder"]))
     trained.lexicon.check(request.condition)
     made, _ = drawn(
-        trained, [request.condition] * request.count, **sampler_of(prog, inside, chosen["drawing"], trained)
+        trained, [request.condition] * request.count, **sampler_of(prog, inside, chosen["drawing"], trained.sampler)
     )
     _save(made, Path(request.out), "sample")
     if request.report is not None:
@@ -186,7 +186,7 @@ def inpaint(prog: str, argv: Sequence[str]) -> None:
     codes, grid = quality.encode(trained.tokenizer, x)
     checked("picture", tuple(x.shape[2:]), grid == trained.grid, f"the model makes grids of {trained.grid} codes")
     known = ~touched(grid, wanted.hole)[None].expand(wanted.count, -1)
-    sampler = sampler_of(prog, inside, chosen["drawing"], trained)
+    sampler = sampler_of(prog, inside, chosen["drawing"], trained.sampler)
     conditions = [wanted.condition] * wanted.count
     made, _ = drawn(trained, conditions, codes=codes.expand(wanted.count, -1, -1), known=known, **sampler)
     back = to_bytes(quality.decode(trained.tokenizer, codes, grid))
@@ -214,15 +214,3 @@ def _save(made: Tensor, folder: Path, name: str) -> None:
         file = folder / f"{name}_{n + 1}.png"
         Image.fromarray(picture).save(file)
         print(file)
-
-
-def sampler_of(prog: str, flags: Sequence[str], drawing: Drawing, trained: Trained) -> dict[str, Any]:
-    """What the command line says of sampling: the sampler, the knobs it names, the seed."""
-    name = drawing.sampler or trained.sampler
-    given = parse(f"{prog} --sampler {name}", flags, {"sampler": knobs(name)}, prefix="sampler.")["sampler"]
-    said = {
-        word.split("=")[0].removeprefix("--sampler.").replace("-", "_")
-        for word in flags
-        if word.startswith("--sampler.")
-    }
-    return {"sampler": name, "seed": drawing.sample_seed, **{k: v for k, v in asdict(given).items() if k in said}}

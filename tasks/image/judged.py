@@ -16,9 +16,10 @@ from discdiff.cli import parse, take
 from discdiff.config import checked
 from discdiff.metrics import density_coverage, frechet_distance, memorised, precision_recall
 from tasks.common.judge import Judge, predicted, train_judge
+from tasks.common.sections import Drawing, sampler_of
 from tasks.image import page, quality
-from tasks.image.generate import CODES, Trained, drawn, opened, sampler_of
-from tasks.image.settings import Drawing, Judged
+from tasks.image.generate import CODES, Trained, drawn, opened
+from tasks.image.settings import Judged
 from tasks.image.sources import Read, load_said
 from tokenizers_vq.image import from_bytes, to_bytes
 
@@ -93,7 +94,7 @@ def evaluate(prog: str, argv: Sequence[str]) -> None:
     checked("condition", column, column != "", "a model that is told nothing cannot be judged by what it was told")
     train, valid = load_said(trained.pictures, trained.tokenizer.config.channels, column)
     judge, labels = fit_judge(train, folder / "judge", wanted)
-    sampler = sampler_of(prog, inside, chosen["drawing"], trained)
+    sampler = sampler_of(prog, inside, chosen["drawing"], trained.sampler)
     found, made = measured(trained, judge, labels, valid, wanted.samples, **sampler)
     codes, grid = quality.encode(trained.tokenizer, valid.x[: wanted.samples])
     back = to_bytes(quality.decode(trained.tokenizer, codes, grid))

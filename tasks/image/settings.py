@@ -100,16 +100,6 @@ class ModelOutput:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How to sample: a name of `discdiff.PRESETS`, "" for the method's own, its knobs given as --sampler.KNOB
-    (docs/samplers.md), and a seed.
-    """
-
-    sampler: str = ""
-    sample_seed: int = 0
-
-
-@dataclass(frozen=True)
 class Request:
     """What to sample: `count` pictures of a condition. out: a folder for PNG files; report: a page that shows them made."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ from torch import Tensor
 from discdiff.cli import parse, take
 from discdiff.config import checked, from_dict, read_json, to_dict
 from discdiff.models import DiscDiffModel
-from discdiff.sampling import knobs
 from tasks.common import generation
 from tasks.common.judge import Judge, predicted, train_judge
 from tasks.common.methods import both_ways
-from tasks.common.sections import Drawing, training
+from tasks.common.sections import Drawing, sampler_of, training
 from tasks.common.words import Lexicon
 from tasks.motion import codec as codecs
 from tasks.motion import page
@@ -139,7 +138,7 @@ def sample(prog: str, argv: Sequence[str]) -> None:
     trained.lexicon.check(request.caption)
     fits = request.frames <= trained.longest
     checked("frames", request.frames, fits, f"at most {trained.longest}, the longest motion it was trained on")
-    sampler = _sampler(prog, inside, chosen["drawing"])
+    sampler = sampler_of(prog, inside, chosen["drawing"])
     count, out = request.count, Path(request.out)
     made = drawn(trained, [request.caption] * count, [request.frames] * count, **sampler)
     out.mkdir(parents=True, exist_ok=True)
@@ -166,7 +165,7 @@ def evaluate(prog: str, argv: Sequence[str]) -> None:
     chosen = parse(prog, rest, {"judged": Judged, "drawing": Drawing}, ("folder",))
     folder = Path(chosen["folder"])
     trained, judged = opened(folder), chosen["judged"]
-    sampler = _sampler(prog, inside, chosen["drawing"])
+    sampler = sampler_of(prog, inside, chosen["drawing"])
     clips = codecs.load_for(trained.tokenizer, trained.motions)
     judge, labels = fit_judge(trained.tokenizer, clips, folder / "judge", judged)
     kept = [clip for clip in clips.clips if clip.split in (VALID, TEST)]
@@ -249,9 +248,3 @@ def accuracies(
             np.mean([bone_variation(recover(each), skeleton.parents) for each in sets["samples"]])
         )
     return found, sets["samples"]
-
-
-def _sampler(prog: str, flags: Sequence[str], drawing: Drawing) -> dict[str, Any]:
-    name = f"{prog} --sampler {drawing.sampler}"
-    given = parse(name, flags, {"sampler": knobs(drawing.sampler)}, prefix="sampler.")["sampler"]
-    return {"sampler": drawing.sampler, "seed": drawing.sample_seed, **asdict(given)}
