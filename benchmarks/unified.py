@@ -1,6 +1,6 @@
 """One model of a word, a picture of a digit and a spoken digit: any one given, the other two sampled.
 
-    python -m benchmarks.unified [--steps 1500] [--image runs/images/mnist28] [--audio runs/audio_codes/tokenizer]
+    python -m benchmarks.unified [--steps 1000] [--image runs/images/mnist28] [--audio runs/audio_codes/tokenizer]
 
 Rows are made by class: a training picture of mnist28, a training sound of fsdd8k of the same digit, and a sentence that
 names it. Tokenizers that are not given are trained first. Classifiers trained on real pictures and sounds only read what is
@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +28,15 @@ from benchmarks.image_codes import DIGITS
 from benchmarks.image_codes import digits as pictures
 from benchmarks.results import record
 from discdiff.cli import guarded, parse
+from discdiff.clocks import Windows
 from discdiff.config import to_dict
+from discdiff.denoisers import denoiser_of
 from discdiff.maskers import Independent
 from discdiff.models import DiscDiffConfig, DiscDiffModel
+from discdiff.noise import row_seeds
 from discdiff.objectives import Elbo
 from discdiff.processes import Absorbing
-from discdiff.sampling import generate
+from discdiff.sampling import sampler as build_sampler
 from discdiff.training import DiffusionTrainer, TrainingSettings
 from discdiff.unified import Codes, Part, Template, UnifiedTokenizer
 from tasks.audio.judge import features, noisy
@@ -42,7 +45,6 @@ from tasks.audio.sources import read
 from tasks.common.fitting import Arrays, Reconstruction, fit
 from tasks.common.judge import Judge, predicted, train_judge
 from tasks.demo.digits import WORDS
-from tasks.text.tokenizer import characters
 from tokenizers_vq import load_tokenizer
 from tokenizers_vq.audio import AudioTokenizer, AudioTokenizerConfig
 from tokenizers_vq.image import ImageTokenizer, from_bytes
@@ -71,14 +73,14 @@ class Run:
     levels: int = 3
     seconds: float = 0.7
     rows: int = 18000
-    steps: int = 1500
+    steps: int = 1000
     batch: int = 32
     hidden_size: int = 96
     num_layers: int = 4
     learning_rate: float = 3e-3
     conditional: float = 0.5
     sampler: str = "ancestral"
-    sampler_steps: int = 40
+    sampler_steps: int = 60
     temperature: float = 0.9
     count: int = 250
     seed: int = 0
@@ -146,6 +148,17 @@ def judge_of(folder: Path, run: Run, width: int, x: Tensor, label: Tensor, mask:
     return judge
 
 
+def words(texts: Sequence[str]) -> Any:
+    """One token per distinct word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    known = sorted({word for text in texts for word in text.split()})
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unknown>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
+
+
 def padded(values: Sequence[Any], longest: int) -> tuple[Tensor, Tensor]:
     """Decoded sounds of their own lengths, None for an empty one, as one tensor and its mask."""
     x, mask = torch.zeros(len(values), longest), torch.zeros(len(values), longest, dtype=torch.bool)
@@ -171,9 +184,9 @@ class Bench:
             Arrays(x=self.train.x, mask=self.train.mask), run.audio_steps, 16, run.seed,
         )  # fmt: skip
         sentences = [s.format(word) for s in SENTENCES for word in WORDS]
-        text = characters(sentences)
+        text = words(sentences)
         parts = (
-            Part(TEXT, (max(map(len, sentences)) + 1,), variable=True),
+            Part(TEXT, (max(len(s.split()) for s in sentences) + 1,), variable=True),
             Part(IMAGE, (7, 7)),
             Part(SOUND, (-(-self.train.x.shape[1] // audio.stride),), variable=True),
         )
@@ -224,7 +237,7 @@ class Bench:
             weight_decay=0.05, betas=(0.9, 0.98), optimizer="muon", log_every=25, progress=False,
             save_every=max(1, run.steps // 5),
         )  # fmt: skip
-        objective = Elbo(masker=Independent(run.conditional, power=0.5))
+        objective = Elbo(masker=Independent(run.conditional, power=0.5, balanced=True))
         model, rows, began = DiscDiffModel.seeded(config, run.seed), self.rows(), time.process_time()
         where = folder.with_name("model_training")
         trainer = DiffusionTrainer(model, settings, objective, layout, rows, output_dir=where)
@@ -257,6 +270,12 @@ class Bench:
         some = torch.randperm(len(self.test.label), generator=where)[:count]
         return [self.test.x[i][self.test.mask[i]] for i in some.tolist()], self.test.label[some]
 
+    def sampler(self) -> Any:
+        """Words first, then the picture, then the sound, as parts are given."""
+        run = self.run
+        made = build_sampler(run.sampler, Absorbing(), steps=run.sampler_steps, temperature=run.temperature)
+        return replace(made, clock=Windows({TEXT: (1.0, 0.9), IMAGE: (0.9, 0.5), SOUND: (0.5, 0.0)}))
+
     @torch.no_grad()
     def answers(self, model: DiscDiffModel, part: str) -> dict[str, tuple[float, float]]:
         """Shares of each other part that are right, and right for another question; "agree": both sampled parts alike."""
@@ -265,10 +284,8 @@ class Bench:
         for start in range(0, len(values), 50):
             batch = self.unified.prompt([{part: value} for value in values[start : start + 50]])
             seeds = list(range(1000 * run.seed + start, 1000 * run.seed + start + len(batch.tokens)))
-            tokens, _ = generate(
-                model, batch, run.sampler, seed=seeds, steps=run.sampler_steps, temperature=run.temperature
-            )
-            records += self.unified.decode(tokens)
+            state, _ = self.sampler()(denoiser_of(model), batch, row_seeds(seeds, len(seeds)))
+            records += self.unified.decode(state.tokens)
         others = [name for name in PARTS if name != part]
         found = {name: self.read(name, [r[name] for r in records]) for name in others}
         other = label[torch.randperm(len(label), generator=torch.Generator().manual_seed(run.seed + 3))]

@@ -140,10 +140,13 @@ class Independent:
 
     With chance `conditional` only one segment, drawn evenly, is hidden and the others are given whole. The weight is
     (n / count)^power: 1 is the bound, 0 counts every hidden position alike (MaskGIT), between them lies less variance.
+    balanced: segments count alike, however many positions they have, so that a caption is not lost beside a sound; not a
+    bound then either.
     """
 
     conditional: float = 0.0
     power: float = 1.0
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.conditional <= 1:
@@ -167,5 +170,8 @@ class Independent:
             count = torch.minimum((share * total).floor().long() + 1, total)
             here = lowest(order, count, free) & ~(alone & (chosen != place))[:, None]
             hidden |= here
-            weight = torch.where(here, (total.double() / count.clamp(min=1))[:, None], weight)
+            each = (total.double() / count.clamp(min=1)) ** self.power
+            if self.balanced:
+                each = each * batch.free.sum(1) / (len(noised) * total.clamp(min=1))
+            weight = torch.where(here, each[:, None], weight)
         return Masked(hidden, weight)

@@ -238,3 +238,22 @@ def test_every_subset_of_a_count_is_as_likely():
     hidden = run(FixedCount(Linear()), start(layout, 6000), 0.5)[0]
     pairs = torch.stack([hidden[:, list(pair)].all(1) for pair in itertools.combinations(range(4), 2)], 1)
     near(pairs, 1 / 6, math.sqrt(5) / 6)
+
+
+def test_power_and_balance_change_the_weights_alone():
+    rows = 20
+    batch = start(MIXED, rows)
+    t = torch.linspace(0.01, 0.99, rows)
+    bound, root, flat, alike = (
+        run(masker, batch, t)
+        for masker in (Independent(), Independent(power=0.5), Independent(power=0.0), Independent(balanced=True))
+    )
+    for other in (root, flat, alike):
+        assert torch.equal(bound.hidden, other.hidden)
+    here = bound.hidden
+    torch.testing.assert_close(root.weight[here], bound.weight[here].sqrt())
+    assert torch.equal(flat.weight[here], torch.ones_like(flat.weight[here])) and bool((bound.weight[here] > 1).any())
+    segment = MIXED.tables().segment[batch.slot]
+    sums = [torch.where(here & (segment == i), alike.weight, 0.0).sum(1) for i in (1, 2)]
+    torch.testing.assert_close(sums[0], sums[1])  # both segments are hidden in every row, and count alike
+    torch.testing.assert_close(sums[0] + sums[1], batch.free.sum(1).double())

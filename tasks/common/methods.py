@@ -31,7 +31,7 @@ class Method:
 def both_ways(conditional: float) -> Method:
     """Masked diffusion of condition and codes together; conditional: share of rows trained with one of them given."""
     process = Absorbing()
-    return Method(process, Elbo(process, masker=Independent(conditional, power=0.5)), told=False)
+    return Method(process, Elbo(process, masker=Independent(conditional)), told=False)
 
 
 def method_of(name: str, dropped: float = 0.1, auxiliary: float = 5e-4) -> Method:

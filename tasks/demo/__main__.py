@@ -88,7 +88,7 @@ def trainer_for(demo: Demo, form: Form, data: Any) -> Any:
         log_every=min(LOG_EVERY, budget["steps"]),
         **budget,
     )
-    objective = Elbo(masker=Independent(demo.conditional, power=0.5))
+    objective = Elbo(masker=Independent(demo.conditional))
     return DiffusionTrainer(model, settings, objective, form.where, data, output_dir=f"{demo.out}/training")
 
 
