@@ -1,66 +1,15 @@
-"""Pictures, a tokenizer and models small enough for a test, and the commands that make them."""
+"""Pictures that a small tokenizer learns in seconds."""
 
-from functools import partial
+import torch
 
-import numpy as np
-import pytest
-from PIL import Image
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar
-
-from discdiff.cli import guarded
-from tasks.common.methods import METHODS
-from tasks.image import generate, tokenizer
-
-QUIET = ("--batch_size", "8", "--progress", "false", "--warmup", "1")
-CODEC = ("--width", "8", "--blocks", "1", "--code_dim", "4", "--codebook_size", "16", "--strides", "2,2", *QUIET)
-SMALL = ("--hidden_size", "16", "--num_layers", "1", "--num_heads", "2", "--steps", "6", *QUIET)
-FEW = ("--sampler.steps", "4")
+SMALL = {"width": 16, "blocks": 1, "code_dim": 8, "codebook_size": 32, "strides": (2, 2)}
 
 
-def run(command, *argv):
-    return guarded(partial(command, "test"), [str(a) for a in argv])
-
-
-def picture(red, blue, seed, size=12):
-    x = np.random.default_rng(seed).integers(0, 60, (size, size, 3), dtype=np.uint8)
-    return Image.fromarray(x + np.array([red, 0, blue], dtype=np.uint8))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet():
-    """No bars while weights are read, as the command has it: an error is then the only line."""
-    disable_progress_bar()
-    yield
-    enable_progress_bar()
-
-
-@pytest.fixture(scope="session")
-def picture_root(tmp_path_factory):
-    """20 red pictures and 20 blue ones, a folder each, and a tokenizer of them."""
-    place = tmp_path_factory.mktemp("image")
-    for label, colour in (("red", (180, 20)), ("dark blue", (20, 120))):
-        (place / "pictures" / label).mkdir(parents=True)
-        for n in range(20):
-            picture(*colour, n).save(place / "pictures" / label / f"{n:02}.png")
-    source = ("--source", place / "pictures", "--valid_fraction", 0.25)
-    assert run(tokenizer.train, *source, "--steps", 10, *CODEC, "--out", place / "codec") == 0
-    return place
-
-
-@pytest.fixture(scope="session")
-def picture_model(picture_root):
-    """Folder of a model by its method, trained at the first request."""
-
-    def trained(method):
-        folder = picture_root / method
-        if not folder.is_dir():
-            argv = ("--tokenizer", picture_root / "codec", "--method", method, *SMALL, "--out", folder)
-            assert run(generate.train, *argv) == 0
-        return folder
-
-    return trained
-
-
-EACH = [
-    m if m != "vq_released" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS
-]  # as vq_diffusion, but masks
+def shapes(count, channels=1, height=8, width=16, seed=0):
+    """Bright rectangles on dark ground, one per picture, levels of grey per channel."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.full((count, channels, height, width), -0.8)
+    for row in x:
+        top, left = (int(torch.randint(0, n - 6, (), generator=g)) for n in (height, width))
+        row[:, top : top + 4, left : left + 6] = torch.rand(channels, 1, 1, generator=g) * 0.8
+    return x

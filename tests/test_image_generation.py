@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_toy import EACH, FEW, SMALL, quiet, run  # noqa: F401  (quiet acts by itself)
+from picture_toy import EACH, FEW, SMALL, quiet, run  # noqa: F401  (quiet acts by itself)
 from PIL import Image
 
 from discdiff.denoisers import process_of

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from image_toy import FEW, SMALL, picture, quiet, run  # noqa: F401  (quiet acts by itself)
+from picture_toy import FEW, SMALL, picture, quiet, run  # noqa: F401  (quiet acts by itself)
 from PIL import Image
 
 from tasks.image import generate, judged
