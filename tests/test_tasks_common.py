@@ -7,6 +7,7 @@ from discdiff.training import TrainingSettings
 from tasks.common.fitting import Arrays, Reconstruction, fit
 from tasks.common.generation import Coded, Rows, draw, layout_for, train
 from tasks.common.judge import accuracy, train_judge
+from tasks.common.methods import both_ways
 from tokenizers_vq import ModalityTokenizer, PixelTokenizer, TokenizerConfig, check_tokenizer, load_tokenizer
 from tokenizers_vq.base import Latents
 from tokenizers_vq.quantizers import orthogonality
@@ -54,7 +55,7 @@ def trained(tmp_path_factory):
     layout = layout_for("audio", 8, 2, (6,), 1, 4)
     settings = TrainingSettings(steps=120, batch_size=64, learning_rate=3e-3, warmup=10)
     folder = tmp_path_factory.mktemp("generation") / "model"
-    return train(layout, Rows(layout, data), settings, folder, hidden_size=32, num_layers=2), data
+    return train(layout, Rows(layout, data), settings, folder, both_ways(0.8), hidden_size=32, num_layers=2), data
 
 
 def test_codes_by_condition_and_back(trained):
@@ -77,8 +78,10 @@ def test_rows_do_not_depend_on_the_batch(trained):
 
 def test_draw_wants_one_side(trained):
     model, data = trained
-    with pytest.raises(ValueError, match="either condition or codes"):
+    with pytest.raises(ValueError, match="give condition, or codes"):
         draw(model, None, data.mask)
+    with pytest.raises(ValueError, match="the slots that are known"):
+        draw(model, data.condition, data.mask, codes=data.codes)
 
 
 def test_judge(tmp_path):
