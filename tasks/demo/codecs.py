@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ LEVELS, SIDE = 17, 8
 
 
 @dataclass(frozen=True, eq=False)
-class Codec:
+class Codec(ABC):
     """Pictures (n, 8, 8) int64 of 0..16 as codes (n, slots, depth) of a tokenizer, and back."""
 
     kind: ClassVar[str]
@@ -32,25 +33,25 @@ class Codec:
         return self.tokenizer.depth
 
     @property
+    @abstractmethod
     def grid(self) -> tuple[int, int]:
         """Slots per column and row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Pictures to codes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """Codes to pictures."""
-        raise NotImplementedError
 
+    @abstractmethod
     def places(self, columns: Tensor) -> Tensor:
         """Columns (slots, depth) of a sequence to the one that each pixel comes from, (8, 8)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shown(self, codes: Tensor) -> Tensor:
         """The picture (8, 8) of the codes (8, 8) that lie at `places`."""
-        raise NotImplementedError
 
 
 class Pixels(Codec):
