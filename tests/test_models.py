@@ -90,6 +90,31 @@ def test_zero_initialised_parts_change_nothing():
     close(timed(batch=batch, time=time.repeat(1, MIXED.length)).hidden, per_row)
 
 
+@pytest.mark.parametrize("sites", ["all", "fed"])
+def test_two_times_in_a_row_are_thought_of_once(monkeypatch, sites):
+    """The noised part's and the given part's time: two conditions a row, hidden states and gradients as of one a slot."""
+    model, batch = stir(make(time_conditioning=True)), make_batch(MIXED, tokens_of(MIXED))
+    time = torch.where(torch.arange(MIXED.length) < 6, 0.0, torch.tensor([[0.1], [0.5], [0.0]]))
+    widths = []
+    model.time.register_forward_hook(lambda _, given, out: widths.append(out.shape[1]))
+    columns = torch.arange(4, 20) if sites == "fed" else None
+    cache = KVCache(model, batch) if sites == "fed" else None
+
+    def outcome(time):
+        model.zero_grad()
+        hidden = model(batch=batch, time=time, columns=columns, cache=cache).hidden
+        hidden.square().sum().backward()
+        return [hidden.detach(), *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)]
+
+    few = outcome(time)
+    monkeypatch.setattr("discdiff.models.transformer.distinct", lambda time: (time, None))
+    for a, b in zip(few, outcome(time), strict=True):
+        close(a, b, 1e-9)
+    monkeypatch.undo()
+    outcome(time + torch.rand(MIXED.length, generator=torch.Generator().manual_seed(0)))
+    assert widths == [2, *[len(columns) if columns is not None else MIXED.length] * 2]
+
+
 def test_resize_keeps_old_logits_and_starts_new_rows_near_the_mean():
     model, batch = make(tie_word_embeddings=False), make_batch(MIXED, tokens_of(MIXED))
     before = model(batch=batch, output_logits=True).logits

@@ -69,6 +69,50 @@ def test_gradients_and_float32(process):
             assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().max()) > 0
 
 
+@pytest.mark.parametrize("process", FAMILIES, ids=repr)
+@pytest.mark.parametrize("kind", ["own", "cavity"])
+def test_the_loss_is_the_score_entropy_summed_term_by_term(process, kind):
+    """Values and gradients, for every pair of a token and what it became."""
+    size, t = 6, torch.tensor([[0.05], [0.4], [0.93]], dtype=torch.float64)
+    x0, x = (
+        v.reshape(1, -1).expand(3, -1)
+        for v in torch.meshgrid(torch.arange(size), torch.arange(size + 1), indexing="ij")
+    )
+    now = process.marginal(time(0.4), size)
+    possible = torch.ones_like(x, dtype=torch.bool)
+    if float(now.mask) == 0:
+        possible &= x < size
+    if float(now.token) == 0:
+        possible &= x == size
+    logits = torch.randn(3, x.shape[1], size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).mul_(3)
+    logits.requires_grad_()
+    found = process.loss(logits.log_softmax(-1), x0, x, t, kind)
+    log_cavity = logits.log_softmax(-1) if kind == "cavity" else process.cavity(logits.log_softmax(-1), x, t)
+    wanted = process.score_entropy(process.to_score(log_cavity, x, t), x0, x, t)
+    assert bool(possible.any())
+    torch.testing.assert_close(found[possible], wanted[possible], rtol=1e-10, atol=1e-12)
+    a, b = (torch.autograd.grad(loss[possible].sum(), logits)[0] for loss in (found, wanted))
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_the_loss_keeps_few_wide_tensors_for_the_backward_pass():
+    """VQ-Diffusion's of 512 codes: a term-by-term sum keeps more than 20 numbers per code."""
+    process, n, size = vq_paper(), 40, 512
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randint(size, (n,), generator=generator)
+    x = torch.randint(size + 1, (n,), generator=generator)
+    kept = {}
+
+    def pack(saved):
+        kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    logits = torch.randn(n, size, generator=generator, dtype=torch.float64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        process.loss(logits.log_softmax(-1), x0, x, 0.5, "own")
+    assert sum(kept.values()) <= 7 * n * size * 8
+
+
 def test_gidd_validity():
     """T22: exponents above 2 shrink the uniform noise faster than the signal."""
     for gamma in (2.1, 3.0, 4.0):

@@ -16,11 +16,12 @@ from discdiff.models.rotary import rotate
 
 
 class Shared(NamedTuple):
-    """What all blocks of one forward pass share."""
+    """What all blocks of one forward pass share; late (batch, slots): where the second of a row's two conditions holds."""
 
     cos: Tensor
     sin: Tensor
     attend: Attend
+    late: Tensor | None = None
 
 
 class RMSNorm(nn.Module):
@@ -87,9 +88,12 @@ class Block(GradientCheckpointingLayer):
 
     def forward(self, x: Tensor, condition: Tensor | None, shared: Shared) -> Tensor:
         # Tensors that need gradients come as arguments of their own: reentrant checkpointing sees no others.
-        changes = (
-            [None] * 4 if condition is None or self.modulation is None else self.modulation(condition).chunk(4, -1)
-        )
+        changes: Any = [None] * 4
+        if condition is not None and self.modulation is not None:
+            changes = self.modulation(condition)
+            if shared.late is not None:
+                changes = torch.where(shared.late[..., None], changes[:, 1:], changes[:, :1])
+            changes = changes.chunk(4, -1)
         x = x + self.dropout(self.attention(_modulate(self.attention_norm(x), *changes[:2]), shared))
         return x + self.dropout(self.mlp(_modulate(self.mlp_norm(x), *changes[2:])))
 

@@ -78,11 +78,14 @@ class DiscDiffModel(Network):
         lead = batch.lead if columns is None else batch.lead[columns]
         slot = (batch.slot[:1] if batch.unrestricted else batch.slot)[:, lead]
         attend = self._attend(batch, columns, cache, store)
-        condition = None if self.time is None or time is None else self.time(at_slots(time, batch.tokens, lead))
+        condition = late = None
+        if self.time is not None and time is not None:
+            levels, late = distinct(at_slots(time, batch.tokens, lead))
+            condition = self.time(levels)
         x = self.inputs(self.embed, batch, columns) if inputs is None else inputs
         cos, sin = rotary(batch, slot, self.config.head_dim, self.config.rope_theta, x.dtype)
         for block in self.blocks:
-            x = block(x, condition, Shared(cos, sin, attend))
+            x = block(x, condition, Shared(cos, sin, attend, late))
         if cache is not None and columns is not None and store:
             cache.mark(columns)
         return self.norm(x)
@@ -128,3 +131,16 @@ def at_slots(time: Tensor | float, tokens: Tensor, lead: Tensor) -> Tensor:
     value = value.expand(tokens.shape) if value.ndim == 0 else value
     same = value.shape[1] == 1 or value.stride(1) == 0  # one time per row: the condition is computed once per row
     return value[:, :1] if same else value[:, lead]
+
+
+def distinct(time: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Times (batch, 2) and where the second holds (batch, slots), if no row has more than two; else `time` and None.
+
+    A noised part and a given one are two; what the network makes of a time is then computed twice a row, not once a slot.
+    On a CPU only: elsewhere looking would wait for the device.
+    """
+    if time.device.type != "cpu" or time.shape[1] < 3:
+        return time, None
+    early, last = time.aminmax(dim=1, keepdim=True)
+    late = time == last
+    return (torch.cat([early, last], 1), late) if bool((late | (time == early)).all()) else (time, None)

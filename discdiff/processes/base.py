@@ -261,10 +261,39 @@ class Process:
         """Continuous-time NELBO density in nats per unit time, `(..., K), (...) -> (...)`; its mean is the bound.
 
         sum_{y != x_t} Q_t(y -> x_t) [rhat_y - r_y log rhat_y + r_y log r_y - r_y], r = q(y|x0)/q(x_t|x0), rhat from the
-        prediction: one expression for every family (score entropy, arXiv 2310.16834; GIDD 2503.04482).
+        prediction: one expression for every family (score entropy, arXiv 2310.16834; GIDD 2503.04482). All y but x0, x_t
+        and the mask have one r, so that the sum needs no more than sum_y log q(y) of the width of the alphabet.
         """
-        log_cavity = log_x0 if kind == "cavity" else self.cavity(log_x0, x, t)
-        return self.score_entropy(self.to_score(log_cavity.double(), x, t), x0, x, t)
+        size = log_x0.shape[-1]
+        log_cavity = (log_x0 if kind == "cavity" else self.cavity(log_x0, x, t)).double()
+        time, is_mask, same = as_time(t, x), x == size, x == x0
+        now, (to_token, to_mask) = self.marginal(time, size), self.rates(time, size)
+        rate, here = torch.where(is_mask, to_mask, to_token), x.clamp(max=size - 1)[..., None]
+        live = rate > 0  # elsewhere the terms may be infinite, and count nothing
+
+        p = log_cavity.exp()
+        q = now.keep[..., None] * p + now.token[..., None]
+        q_here, q_x0 = (q.gather(-1, at)[..., 0] for at in (here, x0[..., None]))
+        model = torch.where(live, torch.where(is_mask, now.mask, q_here), 1.0)  # q(x_t) of the prediction, then of x0
+        truth = torch.where(live, torch.where(is_mask, now.mask, now.token + now.keep * same), 1.0)
+        others = torch.where(is_mask, size, size - 1)  # tokens that are not x_t
+        rest = torch.where(is_mask[..., None], p, p.scatter(-1, here, 0.0)).sum(-1) * now.keep + others * now.token
+        noisy = live & (now.token > 0)  # r is 0 for all tokens but x0 without noise on tokens
+        flat = torch.where(noisy[..., None], q, 1.0).log().sum(-1)
+        flat = flat - torch.where(noisy & ~is_mask, q_here, 1.0).log()
+        moved = live & ~same  # x0 is among the y
+        log_x0_hat = torch.where(moved, q_x0, 1.0).log()
+        noise, clean = now.token / truth, (now.token + now.keep) / truth
+        ratios = others * noise + torch.where(same, 0.0, clean - noise)
+        cross = (
+            noise * (flat - torch.where(same | ~noisy, 0.0, log_x0_hat)) + torch.where(same, 0.0, clean) * log_x0_hat
+        )
+        own = (others - 1 + 1.0 * same) * torch.xlogy(noise, noise) + torch.where(same, 0.0, torch.xlogy(clean, clean))
+        total = rest / model - (cross - ratios * model.log()) + own - ratios
+        if not self.mask_absorbing:  # the mask is a y of its own; no prediction changes its q
+            r, r_hat = now.mask / truth, now.mask / model
+            total = total + torch.where(is_mask, 0.0, r_hat - r - r * (truth / model).log())
+        return rate * torch.where(live, total, 0.0)
 
     def score_entropy(self, log_score: Tensor, x0: Tensor, x: Tensor, t: float | Tensor) -> Tensor:
         """The same density for a model that outputs log concrete scores `(..., K + 1)`."""
@@ -345,8 +374,9 @@ def _columns(m: Marginal, like: Tensor) -> Marginal:
 def _tilt(log_p: Tensor, x: Tensor, shift: Tensor) -> Tensor:
     """Add `shift` to the logit of x_t and renormalise; an infinite shift gives the one-hot."""
     size = log_p.shape[-1]
-    here = torch.nn.functional.one_hot(x.clamp(max=size - 1), size).bool() & (x < size)[..., None]
-    infinite = torch.isinf(shift)[..., None]
-    moved = log_p + torch.where(here & ~infinite, shift[..., None], 0.0)
-    carried = torch.where(here, 0.0, NEG_INF)
-    return torch.where(infinite & (x < size)[..., None], carried, moved).log_softmax(-1)
+    here = x.clamp(max=size - 1)[..., None]
+    infinite = torch.isinf(shift) & (x < size)
+    before = log_p.gather(-1, here)[..., 0]
+    certain = torch.finfo(log_p.dtype).max / 2  # beside it the other logits are nothing
+    after = torch.where(infinite, certain, before + torch.where(infinite | (x == size), 0.0, shift).to(before))
+    return log_p.scatter(-1, here, after[..., None]).log_softmax(-1)
