@@ -148,13 +148,36 @@ def test_loss_and_gradients_are_those_of_the_full_vocabulary(layout, masker):
 def test_chunks_change_nothing(process, monkeypatch):
     model, batch = network(FREE.vocab), rows_of(FREE)
     results = []
-    for size in (heads._CHUNK_BYTES, 8 * 13 * 7, 1):
-        monkeypatch.setattr(heads, "_CHUNK_BYTES", size)
+    monkeypatch.setattr(heads, "_LEAST_ROWS", 1)
+    for size in (heads._CACHE_BYTES, 8 * 13 * 7, 1):
+        monkeypatch.setattr(heads, "_CACHE_BYTES", size)
+        with torch.no_grad():
+            unlearned = Elbo(process)(model, batch, *noise_of(batch))[0]
         loss, metrics = Elbo(process)(model, batch, *noise_of(batch))
-        results.append((loss, metrics["nats"], *torch.autograd.grad(loss, (model.embed.weight, model.norm.weight))))
+        results.append(
+            (loss, unlearned, metrics["nats"], *torch.autograd.grad(loss, (model.embed.weight, model.norm.weight)))
+        )
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_predictions_live_chunk_by_chunk():
+    """What a loss keeps for its backward pass that is as wide as the alphabet has never more rows than a chunk."""
+    vocab = VocabLayout(3000)
+    layout, kept = Layout(vocab, (Segment("words", "text", (200,)),)), {}
+    model = network(vocab)
+    batch = make_batch(layout, torch.randint(3000, (2, 200), generator=torch.Generator().manual_seed(0)))
+
+    def pack(saved):
+        kept[saved.data_ptr()] = tuple(saved.shape)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        Elbo(vq_paper())(model, batch, *noise_of(batch))[0].backward()
+    assert model.embed.weight.grad.abs().max() > 0
+    rows = {shape[0] for shape in kept.values() if len(shape) == 2 and shape[1] >= 3000}
+    assert rows and 8 * 3000 * max(rows) <= heads._CACHE_BYTES
 
 
 # -- left to right ----------------------------------------------------------------------------------------------------

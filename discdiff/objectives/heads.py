@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from discdiff.layout import TokenBatch
 from discdiff.objectives.linear_cross_entropy import linear_cross_entropy
 from discdiff.processes import Process
 
-_CHUNK_BYTES = 64 << 20
+_CACHE_BYTES, _CHUNK_BYTES, _LEAST_ROWS = 1 << 20, 64 << 20, 16
 
 Part = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """(hidden (n, width), head (K, width), sites (n,), alphabet) -> (loss scalar, weighted nats (n,))."""
@@ -80,27 +79,65 @@ def reconstruction(batch: TokenBatch, noisy: TokenBatch, process: Process, when:
 
 
 def _predicted(batch: TokenBatch, noisy: TokenBatch, value: Callable[..., tuple[Tensor, Tensor]]) -> Part:
-    """`value(log_x0 (n, K), x0, x, sites)`: loss (n,) and nats (n,), in bounded chunks that the backward pass recomputes."""
+    """`value(log_x0 (n, K), x0, x, sites)`: loss (n,) and nats (n,), in bounded chunks."""
 
     def part(hidden: Tensor, head: Tensor, index: Tensor, alphabet: int) -> tuple[Tensor, Tensor]:
         x0, x = (b.symbols(b.tokens.reshape(-1)[index], index) for b in (batch, noisy))
         banned = batch.layout.banned(alphabet)
 
-        def piece(h: Tensor, w: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        def piece(h: Tensor, w: Tensor, at: slice) -> tuple[Tensor, Tensor]:
             logits = (h @ w.T).to(_real(h))
             if banned is not None:
                 logits = logits.index_fill(1, torch.tensor([banned], device=h.device), -torch.inf)
-            return value(logits.log_softmax(-1), x0[at], x[at], index[at])
+            loss, nats = value(logits.log_softmax(-1), x0[at], x[at], index[at])
+            return loss.sum(), nats
 
-        pieces = torch.arange(len(index), device=index.device).split(max(1, _CHUNK_BYTES // (8 * len(head))))
-        if len(pieces) == 1:
-            loss, each = piece(hidden, head, pieces[0])
-        else:
-            parts = [checkpoint(piece, hidden[at], head, at, use_reentrant=False) for at in pieces]
-            loss, each = (torch.cat(column) for column in zip(*parts, strict=True))
-        return loss.sum(), each
+        return _Chunks.apply(hidden, head, piece)  # type: ignore[no-untyped-call, no-any-return]
 
     return part
+
+
+class _Chunks(torch.autograd.Function):
+    """`piece(hidden[rows], head, rows)` of all rows: losses summed, nats joined; its backward pass runs chunk by chunk with it.
+
+    What is as wide as the alphabet then never outlives its chunk, which on a CPU fits into its cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, piece: Callable[..., tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        wanted = [n for n in (0, 1) if ctx.needs_input_grad[n]]
+        grads: list[Any] = [torch.empty_like(hidden), torch.zeros_like(head, dtype=_real(head))]
+        losses, nats = [], []
+        rows = max(_LEAST_ROWS, (_CACHE_BYTES if hidden.device.type == "cpu" else _CHUNK_BYTES) // (8 * len(head)))
+        for start in range(0, len(hidden), rows):
+            at = slice(start, start + rows)
+            inputs = [hidden[at].detach(), head.detach()]
+            for n in wanted:
+                inputs[n].requires_grad_()
+            with torch.set_grad_enabled(bool(wanted)):
+                loss, each = piece(*inputs, at)
+            for n, grad in zip(
+                wanted, torch.autograd.grad(loss, [inputs[n] for n in wanted]) if wanted else (), strict=True
+            ):
+                if n == 0:
+                    grads[0][at] = grad
+                else:
+                    grads[1] += grad
+            losses.append(loss.detach())
+            nats.append(each.detach())
+        grads[1] = grads[1].to(head.dtype)
+        ctx.save_for_backward(*(grads[n] if n in wanted else None for n in (0, 1)))
+        joined = torch.cat(nats)
+        ctx.mark_non_differentiable(joined)
+        return torch.stack(losses).sum(), joined
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, loss: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        hidden, head = (None if grad is None else grad * loss.to(grad.dtype) for grad in ctx.saved_tensors)
+        return hidden, head, None
 
 
 def _by_alphabet(batch: TokenBatch, sites: Tensor) -> Iterator[tuple[int, Tensor]]:
