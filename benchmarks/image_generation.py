@@ -48,7 +48,7 @@ class Run:
     collapsed: str = "runs/images/refit_0"
     refitted: str = "runs/images/refit_1024"
     methods: str = "vq_diffusion,vq_ddm,maskgit,autoregressive"
-    steps: int = 2500
+    steps: int = 1400
     batch_size: int = 64
     learning_rate: float = 3e-3
     hidden_size: int = 128
@@ -153,9 +153,7 @@ def table(bench: Bench) -> list[dict[str, Any]]:
                 best[method] = {**found, "steps": steps}
             if steps in (16, 49):
                 page.samples(bench.folder / f"{method}.html", method, made[:100], bench.valid.x[:30], found)
-    figures.append(
-        {"figure": "all trainings", "value": trainings / 60, "unit": "processor minutes", "goal": "<= 40"}
-    )
+    figures.append({"figure": "all trainings", "value": trainings / 60, "unit": "processor minutes", "goal": "<= 40"})
     if "vq_diffusion" in best and "autoregressive" in best:
         ours, twin = best["vq_diffusion"], best["autoregressive"]
         name = f"VQ-Diffusion's best at 32 steps or fewer ({int(ours['steps'])})"
