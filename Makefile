@@ -27,12 +27,13 @@ demo: $(READY)
 	$(RUN) -m tasks.demo $(ARGS)
 	@find runs -name '*.html' -newer runs/.demo-started -exec echo 'report: {}' \;
 
-# One thread per worker: two workers that each take all cores are slower than one.
+# One thread per worker: two workers that each take all cores are slower than one. A file's tests stay together: what
+# they share is made once.
 test: export OMP_NUM_THREADS = 1
 test: export TOKENIZERS_PARALLELISM = false
 test: export HF_HUB_OFFLINE = 1
 test: $(READY)
-	$(RUN) -m pytest -q -n $(WORKERS) $(ARGS)
+	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .

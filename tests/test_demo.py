@@ -2,8 +2,8 @@
 
 import json
 import re
+import runpy
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from tasks.demo import __main__ as command
 from tasks.demo import codecs, digits, judge, tasks
 from tasks.demo.__main__ import Demo
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     "--steps",
     "8",
@@ -172,11 +171,14 @@ def test_the_demo_refuses(flags, tmp_path, monkeypatch, capsys):
     assert line.startswith("error: ") and REFUSED[flags] in line
 
 
-def test_a_wrong_command_is_one_line_and_code_2():
-    argv = [sys.executable, "-m", "tasks.demo", "--count", "3"]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and not done.stdout
-    assert done.stderr == "error: count is 3: at least 20 images, two per digit\n"
+def test_a_wrong_command_is_one_line_and_code_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tasks.demo", "--count", "3"])
+    monkeypatch.delitem(sys.modules, "tasks.demo.__main__", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("tasks.demo", run_name="__main__")
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert not out and err == "error: count is 3: at least 20 images, two per digit\n"
 
 
 # ---- digits and captions

@@ -325,8 +325,8 @@ def test_the_module_is_a_command(monkeypatch, capsys):
 
 
 def test_sigterm_leaves_a_checkpoint_from_which_the_same_command_goes_on(source, tmp_path):
-    steps = 40
-    argv = arguments(source, tmp_path, *f"--steps {steps} --batch_size 128 --hidden_size 64 --log_every 1".split())
+    steps = 30
+    argv = arguments(source, tmp_path, *f"--steps {steps} --batch_size 48 --hidden_size 48 --log_every 1".split())
     argv += ["--twin", "false", "--valid_fraction", "0.1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

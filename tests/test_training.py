@@ -296,7 +296,12 @@ def test_arguments_that_break_a_promise_are_refused(tmp_path, name, value):
         DiffusionTrainer(Toy(), TrainingSettings(), objective, LAYOUT, rows())
 
 
-def test_two_ranks_equal_one(tmp_path):
+FEW = ("gpt2", "qwen3", "modernbert")  # positions learned, rotary, and an encoder; all families take minutes
+FAMILIES = [FEW, pytest.param(tuple(hosted_toy.CONFIGS), marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("families", FAMILIES, ids=["few", "all"])
+def test_two_ranks_equal_one(families, tmp_path):
     """Two gloo ranks by torchrun: one rank's gradients, no shared noise, exact resumption, a NaN of one stops both."""
     root = Path(__file__).parents[1]
     command = [
@@ -306,6 +311,7 @@ def test_two_ranks_equal_one(tmp_path):
         "--nproc-per-node=2",
         "tests/training_toy.py",
         str(tmp_path),
+        *families,
     ]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -328,7 +334,7 @@ def test_two_ranks_equal_one(tmp_path):
         ):
             for a, b in zip(mine, theirs, strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-    for name in hosted_toy.CONFIGS:
+    for name in families:
         mine = hosted_toy.trained_a_step(name, tmp_path / f"alone-{name}")
         for rank in range(2):
             theirs = torch.load(tmp_path / f"hosted-{name}-{rank}.pt", weights_only=True)

@@ -151,7 +151,7 @@ def sharded_states(folder: Path, rank: int) -> bool:
     return mine.keys() == theirs.keys() and all(torch.allclose(mine[k], theirs[k], atol=1e-6) for k in mine)
 
 
-def two_ranks(folder: Path) -> None:
+def two_ranks(folder: Path, families: list[str]) -> None:
     """Run by torchrun: gradients of two ranks, a stop and resumption, and a NaN that only one rank sees."""
     import torch.distributed as dist
 
@@ -179,7 +179,7 @@ def two_ranks(folder: Path) -> None:
     except NonFiniteError as error:
         caught = str(error)
     untouched = all(torch.equal(a, b) for a, b in zip(hurt.parameters(), Toy().parameters(), strict=True))
-    for name in hosted_toy.CONFIGS:
+    for name in families:
         found = hosted_toy.trained_a_step(name, folder / f"hosted-{name}", expected_world_size=2)
         torch.save(found, folder / f"hosted-{name}-{rank}.pt")
     trainer(folder / "e", Toy(0.0), callbacks=[StopAt(4)], **plain).train()  # one rank will go on from here
@@ -198,6 +198,6 @@ def two_ranks(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    two_ranks(Path(sys.argv[1]))
+    two_ranks(Path(sys.argv[1]), sys.argv[2:])
     sys.stdout.flush()
     os._exit(0)  # everything is written: gloo's threads now and then abort while the interpreter shuts down
