@@ -151,12 +151,12 @@ class Bench:
                 warmup=min(50, run.steps), optimizer="muon", ema=0.995, betas=(0.9, 0.98), log_every=100,
                 save_every=max(1, run.steps // 4), progress=False,
             )  # fmt: skip
-            train, start = more(self.train, run.copies, run.shift, run.seed), time.perf_counter()
+            train, start = more(self.train, run.copies, run.shift, run.seed), time.process_time()
             model = fit_model(self.codec, train, self.lexicon, wanted, settings, folder, resume="auto")
             resumed = "resumed" in (self.folder / f"{run.method}_training" / "metrics.jsonl").read_text(
                 encoding="utf-8"
             )
-            timed.write_text(json.dumps(0.0 if resumed else time.perf_counter() - start), encoding="utf-8")
+            timed.write_text(json.dumps(0.0 if resumed else time.process_time() - start), encoding="utf-8")
         seconds = json.loads(timed.read_text(encoding="utf-8")) if timed.is_file() else 0.0
         return Trained(self.codec, model, self.lexicon, Pictures(source=run.data), wanted), seconds
 
@@ -249,7 +249,7 @@ def captions(bench: Bench) -> list[dict[str, Any]]:
     seen = bench.train.rows(torch.arange(len(bench.train.x)) % max(1, every) == 0)
     alike = len(bench.lexicon.ids(held.said).unique(dim=0))
     figures: list[dict[str, Any]] = [
-        {"figure": "training", "value": seconds / 60, "unit": "minutes of one thread"},
+        {"figure": "training", "value": seconds / 60, "unit": "processor minutes"},
         {"figure": "weights", "value": trained.model.num_parameters(), "unit": ""},
         {"figure": "held-out pictures", "value": len(held.x), "unit": ""},
         {"figure": "held-out captions that differ", "value": len(set(held.said)), "unit": ""},
@@ -299,7 +299,7 @@ def groups(bench: Bench) -> list[dict[str, Any]]:
     commonest = max(held.said.count(label) for label in labels) / len(held.said)
     figures.append({"figure": "held-out pictures of the commonest group", "value": 100 * commonest, "unit": "%"})
     trained, seconds = bench.model()
-    figures.append({"figure": "training", "value": seconds / 60, "unit": "minutes of one thread"})
+    figures.append({"figure": "training", "value": seconds / 60, "unit": "processor minutes"})
     figures.append({"figure": "weights", "value": trained.model.num_parameters(), "unit": ""})
     others = {"real held-out pictures": held.x, "reconstructions of them": to_bytes(y)}
     for name, x in others.items():
