@@ -13,6 +13,7 @@ from discdiff.noise import Noise
 from discdiff.objectives import Dropped, Elbo
 from discdiff.processes import Absorbing, Uniform, vq_paper
 from discdiff.training import DiffusionTrainer, TrainingSettings
+from tasks.common.methods import method_of
 
 VOCAB = VocabLayout(4, (Modality("image", 6),))
 LAYOUT = Layout(VOCAB, (Segment("label", "text", (1,), noised=False), Segment("image", "image", (5,))))
@@ -100,7 +101,7 @@ def run(folder, steps=12, **more):
     clock = Importance(4, visits=2)
     settings = TrainingSettings(steps=steps, batch_size=8, progress=False, learning_rate=1e-2, warmup=0)
     data = [{"tokens": row} for row in pictures(16)]
-    goal = Dropped(Elbo(vq_paper(), clock=clock, auxiliary=0.01), 0.2)
+    goal = Dropped(Elbo(vq_paper(), clock=clock, kind="own", auxiliary=0.01), 0.2)
     trainer = DiffusionTrainer(
         net(dtype=torch.float32), settings, goal, LAYOUT, data, data[:4], output_dir=folder, **more
     )
@@ -141,18 +142,48 @@ def test_the_auxiliary_loss_is_added_to_the_loss_alone(process):
     model, batch = net(process), make_batch(LAYOUT, pictures(4))
     noise = Noise.training(0, torch.zeros(4, dtype=torch.int64), torch.arange(4), batch.valid)
     time = torch.tensor([0.1, 0.4, 0.7, 0.99])
-    plain, more = (Elbo(process, auxiliary=a)(model, batch, noise, time) for a in (0.0, 0.01))
-    assert torch.equal(plain[1]["nats"], more[1]["nats"])
+    settings = ({}, {"auxiliary": 0.01}, {"auxiliary": 0.01, "adaptive": True})
+    plain, more, faded = (Elbo(process, kind="own", **knobs)(model, batch, noise, time) for knobs in settings)
+    assert torch.equal(plain[1]["nats"], more[1]["nats"]) and torch.equal(plain[1]["nats"], faded[1]["nats"])
     when = (1e-3 + (1 - 1e-3) * time.double())[:, None]
     tokens, _, _ = Elbo(process).corrupt(batch, noise, when[:, 0])
     out = model(batch=batch._replace(tokens=tokens), time=when.expand(4, 6), output_logits=True)
     first, size = VOCAB.range("image")
     log_p = out.logits[:, 1:, first : first + size].log_softmax(-1)
     nats = -log_p.gather(-1, (batch.tokens[:, 1:] - first)[..., None])[..., 0]
-    wanted = 0.01 * ((2 - when) * nats).sum() / batch.tokens.numel()
-    assert float(more[0] - plain[0]) == pytest.approx(float(wanted), rel=1e-9)
+    for found, weight in ((more, torch.ones_like(when)), (faded, 2 - when)):
+        wanted = 0.01 * (weight * nats).sum() / batch.tokens.numel()
+        assert float(found[0] - plain[0]) == pytest.approx(float(wanted), rel=1e-9)
+    with pytest.raises(ValueError, match="auxiliary 0.1 is of p"):
+        Elbo(process, auxiliary=0.1)
+    with pytest.raises(ValueError, match="adaptive weighs the auxiliary loss"):
+        Elbo(process, adaptive=True)
     with pytest.raises(ValueError, match="auxiliary 0.1: of masked"):
         Elbo(Absorbing(), auxiliary=0.1)
+
+
+def test_the_published_weight_of_the_auxiliary_loss():
+    """100 steps of KL + 5e-4 CE, as the paper adds them, are the bound per unit time + 0.05 CE."""
+    process, size, steps = vq_paper(), 8, 100
+    log_x0 = torch.randn(1, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(-1)
+    x0, symbols = torch.tensor([3]), torch.arange(size + 1)
+
+    def expected(t, value):
+        now = process.marginal(torch.tensor(t, dtype=torch.float64), size)
+        law = torch.cat([now.token.expand(size) + now.keep * (symbols[:-1] == 3), now.mask[None]])
+        each = value(log_x0.expand(size + 1, -1), x0.expand(size + 1), symbols, t)
+        return float((law * torch.where(law > 0, each, 0.0)).sum())
+
+    times = [(k + 0.5) / steps for k in range(1, steps)]
+    late = sum(
+        expected(k / steps, lambda p, a, x, t: process.finite_loss(p, a, x, t, t - 1 / steps))
+        for k in range(2, steps + 1)
+    )
+    bound = sum(expected(t, lambda p, a, x, t: process.loss(p, a, x, t, "own")) for t in times) / steps
+    cross = float(-log_x0[0, 3])
+    per_step = late + 5e-4 * steps * cross
+    per_time = bound + method_of("vq_diffusion").objective.inner.auxiliary * cross
+    assert per_time == pytest.approx(per_step, rel=0.02)
 
 
 def test_bounds_of_a_learned_clock_agree_with_the_plain_ones():

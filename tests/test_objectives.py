@@ -151,7 +151,7 @@ def test_chunks_change_nothing(process, monkeypatch):
     monkeypatch.setattr(heads, "_LEAST_ROWS", 1)
     for size in (heads._CACHE_BYTES, 8 * 13 * 7, 1):
         monkeypatch.setattr(heads, "_CACHE_BYTES", size)
-        with torch.no_grad():
+        with torch.inference_mode():
             unlearned = Elbo(process)(model, batch, *noise_of(batch))[0]
         loss, metrics = Elbo(process)(model, batch, *noise_of(batch))
         results.append(

@@ -23,8 +23,9 @@ class Elbo:
 
     masker: another law of hidden sets, for absorbing processes; None is the process's own. clock: the time of each
     position. kind: what the network is trained to predict. shift: slot i is predicted from slot i - 1. time_min keeps
-    training away from weights of 1 / t. auxiliary: lambda of lambda (2 - t) -log p(x0 | x_t), added to the loss, not to the
-    bound, at every free position (VQ-Diffusion arXiv 2111.14822 eq. 11). The loss is the sum of nats over (batch * length),
+    training away from weights of 1 / t. auxiliary: lambda of lambda * -log p(x0 | x_t) per unit time, added to the loss, not to
+    the bound, at every free position (VQ-Diffusion arXiv 2111.14822 eq. 11, whose 5e-4 is per step of 100: 0.05); adaptive:
+    times 2 - t, as its code has it. The loss is the sum of nats over (batch * length),
     so that micro-batches of equal size average exactly. Metrics, (batch,) each: `nats`, a row's estimate of its bound with
     the prior term, and `row_loss`, the same per position.
     """
@@ -36,6 +37,7 @@ class Elbo:
     shift: bool = False
     time_min: float = 1e-3
     auxiliary: float = 0.0
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         if self.masker is not None and not isinstance(self.process, Absorbing):
@@ -45,6 +47,12 @@ class Elbo:
         checked("auxiliary", self.auxiliary, self.auxiliary >= 0, "0 or more")
         if self.auxiliary and isinstance(self.process, Absorbing):
             raise ValueError(f"auxiliary {self.auxiliary}: of masked tokens the bound is that cross-entropy already")
+        if self.auxiliary and self.kind != "own":
+            raise ValueError(
+                f"auxiliary {self.auxiliary} is of p(x0 | x_t): it goes with kind='own', not {self.kind!r}"
+            )
+        if self.adaptive and not self.auxiliary:
+            raise ValueError("adaptive weighs the auxiliary loss, which is 0: give auxiliary, or leave it out")
         if not 0 <= self.time_min < 1:
             raise ValueError(f"time_min {self.time_min} must lie in [0, 1)")
 
@@ -104,7 +112,7 @@ class Elbo:
                 sites = sites & (noisy.tokens == batch.layout.vocab.mask)
                 part = cross_entropy(batch, weight if self.masker else weight * process.weight(when))
             else:
-                part = density(batch, noisy, process, when, weight, self.kind, self.auxiliary)
+                part = density(batch, noisy, process, when, weight, self.kind, self.auxiliary, self.adaptive)
             loss, rows = gather(model, hidden, noisy, sites, self.shift, part)
             losses.append(loss)
             nats.append(rows)

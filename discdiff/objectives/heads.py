@@ -55,15 +55,17 @@ def density(
     weight: Tensor,
     kind: str,
     auxiliary: float = 0.0,
+    adaptive: bool = False,
 ) -> Part:
-    """weight * process.loss; to the loss alone also auxiliary * (2 - t) * -log p(x0), weighted alike."""
+    """weight * process.loss; to the loss alone also auxiliary * -log p(x0), weighted alike; adaptive: times 2 - t."""
 
     def value(log_x0: Tensor, x0: Tensor, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         time, scale = when.reshape(-1)[index], weight.reshape(-1)[index]
         nats = process.loss(log_x0, x0, x, time, kind) * scale
         if not auxiliary:
             return nats, nats
-        return nats - auxiliary * (2 - time) * scale * log_x0.gather(-1, x0[..., None])[..., 0], nats
+        more = auxiliary * scale * (2 - time if adaptive else 1.0)
+        return nats - more * log_x0.gather(-1, x0[..., None])[..., 0], nats
 
     return _predicted(batch, noisy, value)
 
@@ -92,7 +94,7 @@ def _predicted(batch: TokenBatch, noisy: TokenBatch, value: Callable[..., tuple[
             loss, nats = value(logits.log_softmax(-1), x0[at], x[at], index[at])
             return loss.sum(), nats
 
-        return _Chunks.apply(hidden, head, piece)  # type: ignore[no-untyped-call, no-any-return]
+        return _Chunks.apply(hidden, head, piece, torch.is_grad_enabled())  # type: ignore[no-untyped-call, no-any-return]
 
     return part
 
@@ -105,10 +107,12 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, piece: Callable[..., tuple[Tensor, Tensor]]
+        ctx: Any, hidden: Tensor, head: Tensor, piece: Callable[..., tuple[Tensor, Tensor]], learns: bool
     ) -> tuple[Tensor, Tensor]:
-        wanted = [n for n in (0, 1) if ctx.needs_input_grad[n]]
-        grads: list[Any] = [torch.empty_like(hidden), torch.zeros_like(head, dtype=_real(head))]
+        wanted = [n for n in (0, 1) if learns and ctx.needs_input_grad[n]]
+        grads: list[Any] = [None, None]
+        if wanted:
+            grads = [torch.empty_like(hidden), torch.zeros_like(head, dtype=_real(head))]
         losses, nats = [], []
         rows = max(_LEAST_ROWS, (_CACHE_BYTES if hidden.device.type == "cpu" else _CHUNK_BYTES) // (8 * len(head)))
         for start in range(0, len(hidden), rows):
@@ -127,17 +131,16 @@ class _Chunks(torch.autograd.Function):
                     grads[1] += grad
             losses.append(loss.detach())
             nats.append(each.detach())
-        grads[1] = grads[1].to(head.dtype)
-        ctx.save_for_backward(*(grads[n] if n in wanted else None for n in (0, 1)))
+        ctx.save_for_backward(*(grads[n].to((hidden, head)[n].dtype) if n in wanted else None for n in (0, 1)))
         joined = torch.cat(nats)
         ctx.mark_non_differentiable(joined)
         return torch.stack(losses).sum(), joined
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, loss: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, loss: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden, head = (None if grad is None else grad * loss.to(grad.dtype) for grad in ctx.saved_tensors)
-        return hidden, head, None
+        return hidden, head, None, None
 
 
 def _by_alphabet(batch: TokenBatch, sites: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -77,7 +77,7 @@ class Generator:
     words: int = 16
     method: str = "vq_diffusion"
     dropped: float = 0.1
-    auxiliary: float = 5e-4
+    auxiliary: float = 0.05
     hidden_size: int = 128
     num_layers: int = 4
     num_heads: int = 4
