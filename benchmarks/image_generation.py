@@ -3,8 +3,8 @@
     python -m benchmarks.image_generation [--methods vq_diffusion,...] [--part table|options|holes|refit]
 
 Judged by a classifier of real training pictures, its accuracy on real and on reconstructed pictures beside. Wall time is of
-one thread, pictures in batches of 128; network evaluations are per picture, decoding of codes apart. What is in `out` already
-is not trained again.
+one thread, pictures in batches of 128, their decoding from codes included; network evaluations are per picture. What is in
+`out` already is not trained again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from benchmarks.image_codes import digits
 from benchmarks.results import record
 from discdiff.cli import guarded, parse
-from discdiff.config import checked
+from discdiff.config import checked, read_json, to_dict
 from tasks.common import generation
 from tasks.image import page, quality
 from tasks.image.generate import Trained, drawn, fit_model, lexicon_of, touched
@@ -34,6 +34,7 @@ from tokenizers_vq.image import to_bytes
 
 PARTS = ("all", "table", "options", "holes", "refit")
 STEPS = (8, 16, 32, 64, 100)
+FREE = ("part", "methods", "samples", "save", "out")  # settings that no trained model depends on
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Bench:
     def __init__(self, run: Run) -> None:
         self.run, self.folder = run, Path(run.out)
         self.folder.mkdir(parents=True, exist_ok=True)
+        facts = {name: each for name, each in to_dict(run).items() if name not in FREE}
+        note = self.folder / "run.json"
+        same = not note.is_file() or read_json(note) == facts
+        checked("out", run.out, same, "it holds models of other settings: give another folder")
+        note.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         data = digits()
         self.train, self.valid = (
             Read(data[part], [], [str(i) for i in data[f"{part}_label"].tolist()]) for part in ("train", "test")
@@ -204,7 +210,7 @@ def holes(bench: Bench) -> list[dict[str, Any]]:
         for method in bench.run.methods.split(","):
             trained = bench.model(method)[0]
             knobs = {"steps": 16} if method != "autoregressive" else {"cache": "none"}
-            made, after = drawn(trained, said, seed=5, codes=codes, known=known, **knobs)
+            made, after = drawn(trained, [""] * n, seed=5, codes=codes, known=known, **knobs)
             moved = float((after[known] != codes[known]).double().mean())
             right, error = share(bench.judge, bench.labels, made, said)
             found = {"accuracy": right, "standard_error": error, "known codes changed": moved}

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from picture_toy import EACH, FEW, SMALL, quiet, run  # noqa: F401  (quiet acts by itself)
+from picture_toy import EACH, FEW, SMALL, few, quiet, run  # noqa: F401  (quiet acts by itself)
 from PIL import Image
 
-from discdiff.denoisers import process_of
+from discdiff.denoisers import Unprompted, process_of
 from discdiff.models import DiscDiffModel
 from discdiff.sampling.sampler import CACHES
 from tasks.common import generation
@@ -29,15 +29,31 @@ from tokenizers_vq import load_tokenizer
 @pytest.mark.parametrize("method", EACH)
 def test_train_sample_and_fill_in(picture_model, method, tmp_path, capsys):
     folder = picture_model(method)
-    asked = (folder, "--condition", "red", "--count", 3, "--out", tmp_path / "a", *FEW)
+    asked = (folder, "--condition", "red", "--count", 3, "--out", tmp_path / "a", "--sampler.steps", few(method))
     assert run(generate.sample, *asked, "--report", tmp_path / "a.html") == 0, capsys.readouterr().err
     files = sorted((tmp_path / "a").iterdir())
     assert [f.name for f in files] == ["sample_1.png", "sample_2.png", "sample_3.png"]
     assert Image.open(files[0]).size == (12, 12) and "data:image/png" in (tmp_path / "a.html").read_text()
-    made, codes = drawn(opened(folder), ["red"] * 3, steps=4)
+    made, codes = drawn(opened(folder), ["red"] * 3, steps=few(method))
     assert all(np.array_equal(np.asarray(Image.open(f)).transpose(2, 0, 1), x) for f, x in zip(files, made.numpy()))
-    assert codes.shape == (3, 9, 1) and not torch.equal(codes, drawn(opened(folder), ["red"] * 3, seed=9, steps=4)[1])
-    assert run(generate.inpaint, folder, "--condition", "red", "--count", 2, "--out", tmp_path / "f", *FEW) == 0
+    assert codes.shape == (3, 9, 1) and not torch.equal(
+        codes, drawn(opened(folder), ["red"] * 3, seed=9, steps=few(method))[1]
+    )
+    assert (
+        run(
+            generate.inpaint,
+            folder,
+            "--condition",
+            "red",
+            "--count",
+            2,
+            "--out",
+            tmp_path / "f",
+            "--sampler.steps",
+            few(method),
+        )
+        == 0
+    )
     assert sorted(f.name for f in (tmp_path / "f").iterdir()) == ["filled_1.png", "filled_2.png", "report.html"]
 
 
@@ -48,9 +64,9 @@ def test_known_codes_never_change(picture_model, method):
     known = ~touched(trained.grid, (0.4, 0.0, 1.0, 0.5))[None].expand(6, -1)
     assert int(known[0].sum()) == 9 - 2 * 2
     said = ["red"] * 6
-    out, other = (drawn(trained, said, seed, codes=codes, known=known, steps=4)[1] for seed in (0, 1))
+    out, other = (drawn(trained, said, seed, codes=codes, known=known, steps=few(method))[1] for seed in (0, 1))
     assert torch.equal(out[known], codes[known]) and torch.equal(other[known], codes[known])
-    free = drawn(trained, said, steps=4)[1]
+    free = drawn(trained, said, steps=few(method))[1]
     assert not torch.equal(free[known], codes[known])  # control: left to itself the model makes others
     assert not torch.equal(out[~known], codes[~known]) and not torch.equal(out[~known], other[~known])
 
@@ -68,7 +84,9 @@ def test_what_is_saved_samples_alike(picture_model, method, tmp_path):
         trained.generator,
     )
     said = ["red", "dark blue", "red"]
-    for found, wanted in zip(drawn(again, said, 3, steps=4), drawn(trained, said, 3, steps=4), strict=True):
+    for found, wanted in zip(
+        drawn(again, said, 3, steps=few(method)), drawn(trained, said, 3, steps=few(method)), strict=True
+    ):
         assert torch.equal(found, wanted)
     wanted = method_of(method)
     assert wanted.causal or process_of(again.model) == wanted.process
@@ -173,7 +191,7 @@ def test_guidance_of_one_is_none_and_of_zero_forgets_the_condition(picture_model
     trained.model.double()
 
     def codes(label, **knobs):
-        return drawn(trained, [label] * 4, steps=2, **knobs)[1]
+        return drawn(trained, [label] * 4, steps=few(method), **knobs)[1]
 
     plain = codes("red")
     assert torch.equal(codes("red", guidance=1.0), plain)
@@ -183,6 +201,30 @@ def test_guidance_of_one_is_none_and_of_zero_forgets_the_condition(picture_model
     # without its condition the model sees the NULL it was trained with
     assert torch.equal(codes("red", guidance=0.0, unprompted="null"), free)
     assert not torch.equal(codes("red", guidance=0.0, unprompted="mask"), free)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_an_autoregressive_model_makes_one_code_after_the_other(picture_model, guidance):
+    trained = opened(picture_model("autoregressive"))
+    with pytest.raises(ValueError, match="steps is 4: 0 or 9: one code after the other"):
+        drawn(trained, ["red"], steps=4, guidance=guidance)
+    with pytest.raises(ValueError, match="sampler is 'ancestral': an autoregressive model is sampled by left_to_right"):
+        drawn(trained, ["red"], sampler="ancestral", guidance=guidance)
+
+
+def test_known_codes_are_seen_without_the_condition(picture_model, monkeypatch):
+    """Guidance takes away what was said, not the codes that are given."""
+    trained, seen = opened(picture_model("vq_diffusion")), []
+    inner = Unprompted.__call__
+    monkeypatch.setattr(Unprompted, "__call__", lambda self, state: seen.append(inner(self, state)) or seen[-1])
+    codes, known = torch.full((1, 9, 1), 5), torch.arange(9)[None] < 4
+    drawn(trained, ["red"], codes=codes, known=known, steps=2, guidance=2.0)
+    layout = generation.layout_of(trained.model)
+    words, first = layout.segments[0].slots, layout.vocab.range("image")[0]
+    for state in seen:
+        assert (state.tokens[:, :words] == layout.vocab.special("NULL")).all()
+        assert (state.tokens[:, words : words + 4] == first + 5).all()
+    assert seen
 
 
 @pytest.mark.parametrize("method", ["vq_diffusion", "vq_ddm"])

@@ -1,16 +1,22 @@
 """python -m tasks.image: what is refused, before anything is lost."""
 
+import dataclasses
 import functools
+import io
 import shutil
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
-from picture_toy import FEW, SMALL, picture, quiet, run  # noqa: F401  (quiet acts by itself)
+from picture_toy import CODEC, FEW, QUIET, SMALL, picture, quiet, run  # noqa: F401  (quiet acts by itself)
 from PIL import Image
 
-from tasks.image import generate, judged
+from tasks.image import generate, judged, tokenizer
 from tasks.image.generate import drawn, opened
+from tasks.image.settings import Pictures
+from tasks.image.sources import Read, load_said, read
 from tokenizers_vq import ImageTokenizer, ImageTokenizerConfig
 
 # -- what is refused -------------------------------------------------------------------------------------------------------
@@ -191,10 +197,80 @@ def test_nothing_said_is_the_null_condition(picture_model):
 def test_a_judge_of_other_values_is_refused(picture_model, tmp_path, capsys):
     folder = tmp_path / "held"
     shutil.copytree(picture_model("vq_diffusion"), folder)
+    for left in folder.glob("judge.*"):
+        left.unlink()
     few = ("--samples", 6, "--judge_steps", 2, "--sampler.steps", 2)
+    assert run(judged.evaluate, folder, *few) == 0
+    assert run(judged.evaluate, folder, *few) == 0  # the same one is taken as it is
+    for changed in (("--judge_steps", 3), ("--judge_seed", 1)):
+        capsys.readouterr()
+        assert run(judged.evaluate, folder, *few, *changed) == 2
+        assert "it learned other pictures, or otherwise: remove it" in capsys.readouterr().err
     (folder / "judge.safetensors").write_bytes(b"no weights")
     assert run(judged.evaluate, folder, *few) == 2
     assert "is no judge of these 2 values: remove it" in capsys.readouterr().err
     judged.save_model(judged.Judge(2, 3, 5, 32), str(folder / "judge.safetensors"))
     assert run(judged.evaluate, folder, *few) == 2
     assert "is no judge of these 2 values: remove it" in capsys.readouterr().err
+
+
+def test_a_model_is_not_trained_over_its_tokenizer_or_on_a_model(picture_root, picture_model, capsys):
+    codec = picture_root / "codec"
+    assert run(generate.train, "--tokenizer", codec, *SMALL, "--out", codec) == 2
+    assert "that is the tokenizer's: give another folder" in capsys.readouterr().err
+    model = picture_model("vq_diffusion")
+    assert run(generate.train, "--tokenizer", model, *SMALL, "--out", picture_root / "other") == 2
+    assert "that is a model: give what tokenizer train wrote" in capsys.readouterr().err
+
+
+def test_a_tokenizer_of_other_pictures_is_not_taken_for_this_one(picture_root, tmp_path, capsys):
+    folder, source = tmp_path / "codec", picture_root / "pictures"
+    shutil.copytree(picture_root / "codec", folder)
+    before = (folder / "task.json").read_bytes()
+    assert run(tokenizer.train, "--source", source / "red", "--steps", 10, *CODEC, "--out", folder) == 2
+    assert "it holds a tokenizer of other settings" in capsys.readouterr().err
+    assert (folder / "task.json").read_bytes() == before
+    fitted = ("--codes", 8, "--steps", 2, *QUIET, "--out", tmp_path / "fitted")
+    assert run(tokenizer.refit_command, picture_root / "codec", *fitted) == 0
+    assert run(tokenizer.refit_command, picture_root / "codec", *fitted, "--rounds", 3) == 2
+    assert "it holds a tokenizer of other settings than its refit.json" in capsys.readouterr().err
+
+
+def test_nothing_said_needs_rows_that_were_told_nothing(picture_model):
+    trained = opened(picture_model("vq_diffusion"))
+    never = dataclasses.replace(trained, generator=dataclasses.replace(trained.generator, dropped=0.0))
+    for conditions, knobs in ((["red"], {"guidance": 2.0}), ([""], {})):
+        with pytest.raises(ValueError, match="dropped is 0.0: nothing was said in no row of training"):
+            drawn(never, conditions, steps=2, **knobs)
+    drawn(never, ["red"], steps=2, guidance=2.0, unprompted="absent")
+
+
+def test_what_is_said_of_every_picture_is_one_text(tmp_path):
+    pixels = io.BytesIO()
+    picture(10, 10, 0).save(pixels, "PNG")
+    for said in (["red", None], [["a", "b"], ["c"]]):
+        table = pyarrow.table({"image": [pixels.getvalue()] * 2, "label": said})
+        pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match="says nothing that can be read"):
+            read(str(tmp_path / "x.parquet"), Pictures(source="-"), 3, "label")
+    picture(10, 10, 0).save(tmp_path / "a.png")
+    for text, found in (("\ufefffile_name,text\na.png,red\n", ["red"]), ("file_name,text\na.png\n", None)):
+        (tmp_path / "metadata.csv").write_text(text, encoding="utf-8")
+        if found is None:
+            with pytest.raises(ValueError, match="says nothing that can be read"):
+                read(str(tmp_path), Pictures(source="-"), 3, "text")
+        else:
+            assert read(str(tmp_path), Pictures(source="-"), 3, "text").said == found
+
+
+def test_pictures_to_judge_come_from_all_over_the_validation_part(picture_root):
+    train, valid = load_said(Pictures(source=str(picture_root / "pictures"), valid_fraction=0.25), 3, "label")
+    some = judged.asked(train, valid, 6)
+    assert len(some.x) == 6 and set(some.said) == {"red", "dark blue"}
+    for part, message in (
+        (valid.rows(torch.arange(len(valid.x)) < 5), "keep at least 6 pictures back"),
+        (Read(valid.x[..., :8], [], valid.said), r"the training pictures are \(3, 12, 12\)"),
+        (Read(valid.x, [], ["green"] * len(valid.x)), "labels is \\['green'\\]: no training picture has them"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            judged.asked(train, part, 6)

@@ -150,12 +150,12 @@ def test_what_is_kept_back_keeps_what_is_said(folder):
 
 
 def test_words_of_captions():
-    lexicon = lexicon_of(["A red Circle, left", "a blue circle", ""], Generator(words=16))
+    lexicon = lexicon_of(["A red Circle, left", "a blue circle", ""], Generator(words=16, condition="text"))
     assert lexicon.words == ("", "?", "a", "blue", "circle", "left", "red") and lexicon.length == 4
     ids = lexicon.ids(["a red circle", "BLUE", "a green circle", ""])
     assert ids.tolist() == [[2, 6, 4, 0], [3, 0, 0, 0], [2, 1, 4, 0], [0, 0, 0, 0]]
     assert lexicon.text(ids) == ["a red circle", "blue", "a ? circle", ""]
-    assert lexicon_of([""], Generator()).length == 1  # a model that is told nothing still has its place
+    assert lexicon_of([""], Generator(condition="")).length == 1  # a model that is told nothing still has its place
 
 
 def test_requests_are_checked_by_word_and_by_length():
@@ -169,10 +169,14 @@ def test_requests_are_checked_by_word_and_by_length():
         lexicon.check("xyzzy")
     with pytest.raises(ValueError, match="'a red red circle': at most 3 words are read"):
         lexicon.check("a red red circle")
-    short = lexicon_of(["a red circle", "a blue square"], Generator(words=2))
-    assert short.length == 2 and short.ids(["a red circle"]).tolist() == [[2, 5]]
-    with pytest.raises(ValueError, match="at most 2 words are read"):
-        short.check("a red circle")
+    for others in ((), ("a red circle",)):  # learned or kept back
+        learned = ["a circle"] if others else ["a red circle", "a blue square"]
+        with pytest.raises(ValueError, match="words is 2: the caption 'a red circle' has 3: give --words 3"):
+            lexicon_of(learned, Generator(words=2), others)
+    for labels in (["c", "c+", "d"], ["a", "A"], ["+", "b"]):
+        with pytest.raises(ValueError, match="labels is .*only letters, digits, - and ' are read"):
+            lexicon_of(labels, Generator())
+        assert lexicon_of(labels, Generator(condition="text")).length == 1
     with pytest.raises(ValueError, match="words is 0"):
         Generator(words=0)
     with pytest.raises(ValueError, match="the ids 0 and 1 are of no and unknown words"):

@@ -50,7 +50,8 @@ class Common:
     approach the law.
 
     temperature: of the predictions, 0 is the likeliest token; top_k 0 and nucleus 1 truncate nothing. guidance: scale g of
-    log p = g log c + (1 - g) log u, u without the prompt: `unprompted` "mask", "null" or "absent". cache: "none", or one of
+    log p = g log c + (1 - g) log u, u without the prompt: `unprompted` "mask", "null" or "absent"; prompt: the segments it is
+    in, with commas, "" for all, so that known parts of what is made are not taken away with it. cache: "none", or one of
     CACHES. end: name of the special token behind which a row is closed, such as "EOS"; "" goes on.
     """
 
@@ -60,6 +61,7 @@ class Common:
     nucleus: float = 1.0
     guidance: float = 1.0
     unprompted: str = "mask"
+    prompt: str = ""
     cache: str = "none"
     end: str = ""
 
@@ -79,9 +81,10 @@ class Common:
     def inside(self, denoiser: Any) -> Any:
         """The denoiser with its cache, then guidance."""
         denoiser = denoiser if self.cache == "none" else CACHES[self.cache](denoiser)
-        return (
-            denoiser if self.guidance == 1 else ClassifierFree(denoiser, self.guidance, Unprompted(how=self.unprompted))
-        )
+        if self.guidance == 1:
+            return denoiser
+        segments = tuple(name.strip() for name in self.prompt.split(",") if name.strip())
+        return ClassifierFree(denoiser, self.guidance, Unprompted(segments, self.unprompted))
 
     def outside(self, denoiser: Any) -> Any:
         """The denoiser with temperature, then top-k, then nucleus around it."""

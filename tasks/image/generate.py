@@ -18,7 +18,7 @@ from discdiff.models import DiscDiffModel
 from tasks.common import generation
 from tasks.common.methods import method_of
 from tasks.common.sections import Drawing, sampler_of
-from tasks.common.words import Lexicon
+from tasks.common.words import Lexicon, split
 from tasks.image import page, quality
 from tasks.image.settings import Generator, Hole, ModelOutput, Pictures, Request, Training
 from tasks.image.sources import Read, load_said, read
@@ -49,9 +49,22 @@ class Trained:
         return {"maskgit": "maskgit", "autoregressive": "left_to_right"}.get(self.generator.method, "ancestral")
 
 
-def lexicon_of(said: Sequence[str], wanted: Generator) -> Lexicon:
-    """The words that training pictures are told by."""
-    return Lexicon.of(said, wanted.words)
+def lexicon_of(said: Sequence[str], wanted: Generator, others: Sequence[str] = ()) -> Lexicon:
+    """The words that training pictures are told by; others: what is said of pictures that are not learned.
+
+    Raises ValueError for captions longer than `--words`, and for labels that have the same words.
+    """
+    longest = max((*said, *others), key=lambda each: len(split(each)), default="")
+    count = len(split(longest))
+    checked("words", wanted.words, count <= wanted.words, f"the caption {longest!r} has {count}: give --words {count}")
+    lexicon = Lexicon.of(said, wanted.words)
+    if wanted.condition == "label":
+        table: dict[tuple[str, ...], list[str]] = {}
+        for label in sorted(set(said)):
+            table.setdefault(tuple(split(label)), []).append(label)
+        same = [names for words, names in table.items() if len(names) > 1 or not words]
+        checked("labels", same[:3], not same, "only letters, digits, - and ' are read, in lower case: rename them")
+    return lexicon
 
 
 def fit_model(
@@ -82,8 +95,22 @@ def drawn(
     if trained.generator.method == "autoregressive":
         settings = {"cache": "block", **settings}
     if settings.get("guidance", 1) != 1:
-        settings = {"unprompted": "null", **settings}
-    slots = generation.layout_of(trained.model).segments[1].slots
+        settings = {"unprompted": "null", "prompt": generation.CONDITION, **settings}
+    slots, wanted = generation.layout_of(trained.model).segments[1].slots, trained.generator
+    if wanted.method == "autoregressive":
+        one, sites, steps = "left_to_right", slots * trained.tokenizer.depth, settings.get("steps", 0)
+        checked(
+            "sampler", settings["sampler"], settings["sampler"] == one, f"an autoregressive model is sampled by {one}"
+        )
+        checked("steps", steps, steps == 0 or steps >= sites, f"0 or {sites}: one code after the other")
+    nulls = settings.get("guidance", 1) != 1 and settings["unprompted"] == "null"
+    nulls = nulls or (wanted.condition != "" and not all(split(each) for each in conditions))
+    checked(
+        "dropped",
+        wanted.dropped,
+        not nulls or wanted.dropped > 0,
+        "nothing was said in no row of training: train with a share above 0 for guidance or an empty condition",
+    )
     mask = torch.ones(len(conditions), slots, dtype=torch.bool)
     ids = trained.lexicon.ids(conditions)
     if trained.generator.condition:  # nothing said is the condition that stood in the dropped rows
@@ -136,9 +163,14 @@ def train(prog: str, argv: Sequence[str]) -> None:
             f"tokenizer is {wanted.tokenizer!r}, which holds none: finish python -m tasks.image tokenizer train --out it"
         )
     tokenizer = ImageTokenizer.from_pretrained(source / MODEL)
-    pictures = chosen["pictures"] if given else from_dict(read_json(source / TASK), KINDS)
+    checked("out", str(folder), folder.resolve() != source.resolve(), "that is the tokenizer's: give another folder")
+    stored = from_dict(read_json(source / TASK), KINDS)
+    checked(
+        "tokenizer", wanted.tokenizer, isinstance(stored, Pictures), "that is a model: give what tokenizer train wrote"
+    )
+    pictures = chosen["pictures"] if given else stored
     found, valid = load_said(pictures, tokenizer.config.channels, wanted.condition)
-    lexicon = lexicon_of(found.said, wanted)
+    lexicon = lexicon_of(found.said, wanted, valid.said)
     print(
         f"{len(found.x):,} training and {len(valid.x):,} validation pictures, {len(lexicon.words) - 2} words",
         flush=True,
@@ -155,7 +187,7 @@ def train(prog: str, argv: Sequence[str]) -> None:
 
 def _same(folder: Path, text: str, source: Path) -> None:
     """Raise ValueError where a folder holds a run of other settings or of another tokenizer: it would go on as that one."""
-    if (folder / f"{CODES}_training").is_dir() and (folder / TASK).is_file():
+    if any((folder / part).is_dir() for part in (CODES, f"{CODES}_training")) and (folder / TASK).is_file():
         same = (folder / TASK).read_text(encoding="utf-8") == text
         weights = [place / MODEL / "model.safetensors" for place in (folder, source)]
         same = same and weights[0].is_file() and weights[0].read_bytes() == weights[1].read_bytes()

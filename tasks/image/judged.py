@@ -28,8 +28,11 @@ def fit_judge(train: Read, folder: Path, judged: Judged, width: int = 32) -> tup
     """A classifier of real pictures by what is said of them, kept in `folder`, and the values by number."""
     labels = sorted(set(train.said))
     checked("labels", labels[:3], 1 < len(labels) <= 1000, "between 2 and 1000 values, so that they can be told apart")
-    file = folder.with_suffix(".safetensors")
+    file, note = folder.with_suffix(".safetensors"), folder.with_suffix(".json")
+    facts = {"steps": judged.judge_steps, "seed": judged.judge_seed, "width": width, "sha256": train.digest()}
     if file.is_file():
+        same = note.is_file() and json.loads(note.read_text(encoding="utf-8")) == facts
+        checked("judge", str(file), same, "it learned other pictures, or otherwise: remove it")
         judge = Judge(2, train.x.shape[1], len(labels), width)
         try:
             load_model(judge, file)
@@ -40,6 +43,7 @@ def fit_judge(train: Read, folder: Path, judged: Judged, width: int = 32) -> tup
     x = from_bytes(train.x)
     judge = train_judge(x, truth, folder, steps=judged.judge_steps, seed=judged.judge_seed, width=width)
     save_model(judge, str(file))
+    note.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return judge, labels
 
 
@@ -82,6 +86,17 @@ def measured(
     return {"accuracy": right, "standard_error": error, **compared(judge, valid.x[: max(count, 2)], made)}, made
 
 
+def asked(train: Read, valid: Read, count: int) -> Read:
+    """`count` validation pictures from all over them. Raises ValueError where they cannot be judged, before any work."""
+    checked("valid", len(valid.x), len(valid.x) >= 6, "keep at least 6 pictures back, that each has five neighbours")
+    sizes = [tuple(part.x.shape[1:]) for part in (valid, train)]
+    checked("valid", sizes[0], sizes[0] == sizes[1], f"the training pictures are {sizes[1]}")
+    unknown = sorted(set(valid.said) - set(train.said))
+    checked("labels", unknown[:3], not unknown, "no training picture has them: keep other pictures back")
+    some = torch.linspace(0, len(valid.x) - 1, min(count, len(valid.x))).long()
+    return Read(valid.x[some], [], [valid.said[i] for i in some.tolist()])
+
+
 def evaluate(prog: str, argv: Sequence[str]) -> None:
     """Accuracy, Frechet distance, precision and recall of samples by a classifier trained on real pictures, beside real
     pictures and reconstructions.
@@ -93,6 +108,7 @@ def evaluate(prog: str, argv: Sequence[str]) -> None:
     column = trained.generator.condition
     checked("condition", column, column != "", "a model that is told nothing cannot be judged by what it was told")
     train, valid = load_said(trained.pictures, trained.tokenizer.config.channels, column)
+    valid = asked(train, valid, wanted.samples)
     judge, labels = fit_judge(train, folder / "judge", wanted)
     sampler = sampler_of(prog, inside, chosen["drawing"], trained.sampler)
     found, made = measured(trained, judge, labels, valid, wanted.samples, **sampler)

@@ -119,7 +119,14 @@ def fit_matcher(
     distinct = len(ids.unique(dim=0))
     checked("captions", train.said[:3], distinct > 1, "at least two that differ, so that pictures can be told apart")
     wanted: dict[str, Any] = {"words": list(lexicon.words), "length": lexicon.length, "channels": train.x.shape[1]}
-    wanted |= {"pictures": len(train.x), "steps": steps, "seed": seed, "batch": min(batch, len(ids)), "width": width}
+    wanted |= {
+        "pictures": len(train.x),
+        "sha256": train.digest(),
+        "steps": steps,
+        "seed": seed,
+        "batch": min(batch, len(ids)),
+        "width": width,
+    }
     weights, settings = folder / "matcher.safetensors", folder / "matcher.json"
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)  # of the first weights and of dropout
@@ -145,14 +152,17 @@ def _vectors(matcher: Matcher, x: Tensor, captions: Sequence[str]) -> tuple[Tens
     checked("pictures", x.dtype, x.dtype == torch.uint8, "torch.uint8 (n, channels, height, width)")
     fits = x.ndim == 4 and x.shape[1] == matcher.channels
     checked("pictures", tuple(x.shape), fits, f"(n, {matcher.channels}, height, width), as the judge was trained on")
-    return torch.cat([matcher.pictures(part) for part in batches(x)]), matcher.lexicon.ids(captions)
+    device = next(matcher.parameters()).device
+    return torch.cat([matcher.pictures(part.to(device)) for part in batches(x)]), matcher.lexicon.ids(captions).to(
+        device
+    )
 
 
 @torch.no_grad()
 def scores(matcher: Matcher, x: Tensor, captions: Sequence[str]) -> Tensor:
     """Cosine (n,) of each uint8 picture with its caption, in [-1, 1]; words no training caption has are read as unknown."""
     a, ids = _vectors(matcher, x, captions)
-    return (a * matcher.captions(ids)).sum(1)
+    return (a * matcher.captions(ids)).sum(1).cpu()
 
 
 @torch.no_grad()

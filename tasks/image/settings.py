@@ -34,7 +34,7 @@ class Pictures:
 
     def __post_init__(self) -> None:
         checked("source", self.source, self.source != "", "give a folder, an idx or parquet file, or hf:NAME")
-        checked("valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "give a share in (0, 1)")
+        checked("valid_fraction", self.valid_fraction, 0 < self.valid_fraction <= 0.5, "give a share in (0, 0.5]")
         checked("valid_last", self.valid_last, self.valid_last >= 0, "a number of pictures, 0 for a share of them")
         checked("size", self.size, self.size >= 0, "pixels per side, or 0 for as they are")
         checked("damaged", self.damaged, self.damaged in DAMAGED, f"choose from {', '.join(DAMAGED)}")

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
+import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +42,10 @@ class Read(NamedTuple):
     def rows(self, where: Tensor) -> Read:
         """Those where the mask (n,) is True."""
         return Read(self.x[where], self.damaged, [each for each, kept in zip(self.said, where.tolist()) if kept])
+
+    def digest(self) -> str:
+        """SHA-256 of the pictures and of what is said of them."""
+        return hashlib.sha256(self.x.numpy().tobytes() + json.dumps(self.said).encode()).hexdigest()
 
 
 def load(pictures: Pictures, channels: int) -> tuple[Tensor, Tensor]:
@@ -180,14 +186,14 @@ def _metadata(path: Path, files: list[Path], column: str) -> dict[Path, str]:
         return {file: file.parent.name if column else "" for file in files}
     rows: list[dict[str, str]] = []
     if table.is_file():
-        with table.open(encoding="utf-8", newline="") as opened:
+        with table.open(encoding="utf-8-sig", newline="") as opened:
             rows = list(csv.DictReader(opened))
     known = list(rows[0]) if rows else []
     has = (
         f"{str(table)!r} has the columns {known}" if known else f'give "label", or {str(table)!r} with file_name and it'
     )
     checked("condition", column, "file_name" in known and column in known, has)
-    found = {path / row["file_name"]: row[column] for row in rows}
+    found = {path / row["file_name"]: _words(row[column], f"{table}, {row['file_name']}") for row in rows}
     missing = [str(file) for file in files if file not in found]
     checked(column, missing[:1], not missing, f"give every picture a row of {METADATA}")
     return found
@@ -204,10 +210,20 @@ def _parquet(path: Path, field: str, column: str) -> Opened:
         for batch in file.iter_batches(256, columns=[field, *([column] if column else [])]):
             said = batch.column(1).to_pylist() if column else [""] * len(batch)
             for data, words in zip(batch.column(0).to_pylist(), said, strict=True):
-                yield f"{path}[{row}]", partial(_open, data), str(words)
+                yield f"{path}[{row}]", partial(_open, data), _words(words, f"{path}[{row}]")
                 row += 1
     except pyarrow.ArrowException as error:
         raise ValueError(f"{str(path)!r} is no whole parquet file ({error}): fetch it again") from error
+
+
+def _words(said: Any, where: str, names: Sequence[str] | None = None) -> str:
+    """What is said of one picture; names: of the numbers that stand for labels."""
+    remedy = f"{where} says nothing that can be read: give every picture one text or label"
+    if names is None:
+        checked("condition", said, isinstance(said, str | int | float), remedy)
+        return str(said)
+    checked("condition", said, isinstance(said, int) and 0 <= said < len(names), remedy)
+    return names[int(said)]
 
 
 def _check_columns(name: str, known: list[str], field: str, column: str) -> None:
@@ -229,7 +245,7 @@ def _hub(name: str, pictures: Pictures, column: str) -> Opened:
     said = [""] * len(rows)
     if column:
         names = getattr(rows.features[column], "names", None)  # of a ClassLabel
-        said = [str(each) if names is None else names[each] for each in rows[column]]
+        said = [_words(each, f"{HUB}{name}[{i}]", names) for i, each in enumerate(rows[column])]
     if isinstance(rows.features[field], datasets.Image):
         rows = rows.cast_column(field, datasets.Image(decode=False))  # damaged ones are then met one by one
     for i in range(len(rows)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from discdiff.cli import parse
-from discdiff.config import from_dict, read_json, to_dict
+from discdiff.config import checked, from_dict, read_json, to_dict
 from discdiff.training import TrainingSettings
 from tasks.common.fitting import Reconstruction, fit
 from tasks.image import page
@@ -65,8 +66,7 @@ def train(prog: str, argv: Sequence[str]) -> None:
     for part in (x, valid):
         tokenizer.token_shape(tuple(part.shape))
     print(f"{len(x):,} training and {len(valid):,} validation pictures of {x.shape[2]} x {x.shape[3]}", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "task.json").write_text(json.dumps(to_dict(chosen["pictures"]), indent=2) + "\n", encoding="utf-8")
+    _noted(folder, "task.json", json.dumps(to_dict(chosen["pictures"]), indent=2) + "\n")
     tokenizer = fit(tokenizer, Reconstruction(), settings, Items(x), folder / "model", resume="auto")
     _report(folder, tokenizer, x, valid, "Image tokenizer")
 
@@ -88,12 +88,22 @@ def refit_command(prog: str, argv: Sequence[str]) -> None:
     tokenizer, x, valid = _opened(source)
     generator = torch.Generator().manual_seed(settings.seed)
     wanted = chosen["refit"]
+    _noted(folder, "task.json", (source / "task.json").read_text(encoding="utf-8"))
+    learned = hashlib.sha256((source / "model" / "model.safetensors").read_bytes()).hexdigest()
+    _noted(folder, "refit.json", json.dumps({**asdict(wanted), "sha256": learned}, indent=2) + "\n")
     points = latents(tokenizer, batches(x), generator, wanted.points)
     new = refit(tokenizer, points, wanted.codes or tokenizer.codebook_size, generator, wanted.rounds)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "task.json").write_text((source / "task.json").read_text(encoding="utf-8"), encoding="utf-8")
     new = fit_decoder(new, x, settings, folder / "model", resume="auto")
     _report(folder, new, x, valid, "Image tokenizer, codebook fitted again")
+
+
+def _noted(folder: Path, name: str, text: str) -> None:
+    """Write a note of a run. Raises ValueError where the folder holds one of other settings, which would go on as that one."""
+    begun = any((folder / part).is_dir() for part in ("model", "model_training"))
+    same = not begun or ((folder / name).is_file() and (folder / name).read_text(encoding="utf-8") == text)
+    checked("out", str(folder), same, f"it holds a tokenizer of other settings than its {name} would say: give another")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)
