@@ -143,29 +143,43 @@ def table(bench: Bench) -> list[dict[str, Any]]:
     figures += rows("other real pictures", half)
     kept, _ = share(bench.judge, bench.labels, back, bench.valid.said[:n])
     figures += rows("reconstructions", {"accuracy": kept, **compared(bench.judge, bench.valid.x[:n], back)})
-    best: dict[str, dict[str, float]] = {}
+    cells: dict[str, dict[str, dict[str, float]]] = {}
     trainings = 0.0
     for method in run.methods.split(","):
         trained, seconds = bench.model(method)
         trainings += seconds
         figures.append({"figure": f"{method}: training", "value": seconds, "unit": "processor s"})
         figures.append({"figure": f"{method}: weights", "value": trained.model.num_parameters(), "unit": ""})
-        causal = method == "autoregressive"
-        for steps in (49,) if causal else STEPS:
-            found, made = bench.cell(trained, steps=steps)
-            figures += rows(f"{method}, {steps} steps", found)
-            print(method, steps, {k: round(v, 3) for k, v in found.items()}, flush=True)
-            if steps <= 49 and found["accuracy"] >= best.get(method, {"accuracy": -1})["accuracy"]:
-                best[method] = {**found, "steps": steps}
-            if steps in (16, 49):
-                page.samples(bench.folder / f"{method}.html", method, made[:100], bench.valid.x[:30], found)
+        few, tried = (49, (49,)) if method == "autoregressive" else (16, STEPS)
+        for steps, knobs in [*((steps, {}) for steps in tried), (few, {"guidance": 2.0})]:
+            found, made = bench.cell(trained, steps=steps, **knobs)
+            name = ", ".join([f"{method}, {steps} steps", *(f"{key} {value:g}" for key, value in knobs.items())])
+            figures += rows(name, found)
+            print(name, {k: round(v, 3) for k, v in found.items()}, flush=True)
+            if steps <= 32 or steps == few:
+                cells.setdefault(method, {})[name] = found
+            if steps == few:
+                file = bench.folder / f"{name.replace(', ', '_').replace(' ', '_')}.html"
+                page.samples(file, name, made[:100], bench.valid.x[:30], found)
     figures.append({"figure": "all trainings", "value": trainings / 60, "unit": "processor minutes", "goal": "<= 40"})
-    if "vq_diffusion" in best and "autoregressive" in best:
-        ours, twin = best["vq_diffusion"], best["autoregressive"]
-        name = f"VQ-Diffusion's best at 32 steps or fewer ({int(ours['steps'])})"
-        figures.append({"figure": f"{name}: accuracy", "value": 100 * ours["accuracy"], "unit": "%", "goal": ">= 95"})
+    if {"vq_diffusion", "autoregressive"} <= cells.keys():
+        ours, twin = cells["vq_diffusion"], min(found["fid"] for found in cells["autoregressive"].values())
+        name = max(ours, key=lambda each: ours[each]["accuracy"])
         figures.append(
-            {"figure": f"{name}: fid / the twin's", "value": ours["fid"] / twin["fid"], "unit": "ratio", "goal": "<= 1"}
+            {
+                "figure": f"{name}: accuracy, the best of <= 32 steps",
+                "value": 100 * ours[name]["accuracy"],
+                "unit": "%",
+                "goal": ">= 95",
+            }
+        )
+        figures.append(
+            {
+                "figure": f"{name}: fid / the twin's best",
+                "value": ours[name]["fid"] / twin,
+                "unit": "ratio",
+                "goal": "<= 1",
+            }
         )
     return figures
 
