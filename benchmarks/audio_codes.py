@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.results import record
+from benchmarks.results import record, same_run
 from discdiff.cli import guarded, parse
 from discdiff.config import checked
 from tasks.audio import codec, generate, page
@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
     if not DATA.is_dir():
         raise ValueError(f"there is no {str(DATA)!r}: set DISCDIFF_DATA to the folder that holds fsdd8k")
     train, test = read(sounds.source, sounds), read(str(sounds.valid), sounds)
+    same_run(folder, {**asdict(chosen["codec"]), **asdict(wanted)}, ("part", "steps", "copies", "save", "out"))
     rate, judged = sounds.sample_rate, Judged(judge_steps=wanted.judge_steps, judge_seed=wanted.seed)
     judge, labels = fit_judge(train, "label", rate, judged)
     said = test.column("label")

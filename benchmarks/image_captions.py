@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks import image_codes
 from benchmarks.image_generation import rows
-from benchmarks.results import record
+from benchmarks.results import record, same_run
 from discdiff.cli import guarded, parse
 from discdiff.config import checked
 from discdiff.metrics import memorised, nearest_distances
@@ -110,7 +110,7 @@ class Bench:
 
     def __init__(self, run: Run) -> None:
         self.run, self.folder = run, Path(run.out) / run.data
-        self.folder.mkdir(parents=True, exist_ok=True)
+        same_run(self.folder, asdict(run), ("sampling", "tried", "held", "save", "out"))
         column, place = COLUMN[run.data], image_codes.DATA / run.data
         parts = [read(str(place / f"{p}.parquet"), Pictures(source="-"), 3, column) for p in ("train", "valid", "test")]
         named = [part.rows(torch.tensor([said != NAMELESS for said in part.said])) for part in parts]

@@ -13,16 +13,16 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.image_codes import digits
-from benchmarks.results import record
+from benchmarks.results import record, same_run
 from discdiff.cli import guarded, parse
-from discdiff.config import checked, read_json, to_dict
+from discdiff.config import checked
 from tasks.common import generation
 from tasks.image import page, quality
 from tasks.image.generate import Trained, drawn, fit_model, lexicon_of, touched
@@ -69,12 +69,7 @@ class Bench:
 
     def __init__(self, run: Run) -> None:
         self.run, self.folder = run, Path(run.out)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        facts = {name: each for name, each in to_dict(run).items() if name not in FREE}
-        note = self.folder / "run.json"
-        same = not note.is_file() or read_json(note) == facts
-        checked("out", run.out, same, "it holds models of other settings: give another folder")
-        note.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        same_run(self.folder, asdict(run), FREE)
         data = digits()
         self.train, self.valid = (
             Read(data[part], [], [str(i) for i in data[f"{part}_label"].tolist()]) for part in ("train", "test")

@@ -16,14 +16,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.results import record
+from benchmarks.results import record, same_run
 from discdiff.cli import guarded, parse
 from discdiff.training import TrainingSettings
 from tasks.motion import codec, generate
@@ -222,6 +222,7 @@ def expmaps(source: str) -> list[dict]:
 def run(argv: Sequence[str]) -> None:
     settings = parse("python -m benchmarks.motion_codes", argv, {"": Compared})[""]
     torch.set_num_threads(1)
+    same_run(Path(settings.out), asdict(settings), ("steps", "copies", "save", "out"))
     out, motions = Path(settings.out), Motions(source=str(DATA / "motion_bandai"))
     clips = load(motions)
     out.mkdir(parents=True, exist_ok=True)

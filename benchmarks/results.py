@@ -62,6 +62,23 @@ def versions() -> dict[str, Any]:
     return found
 
 
+def same_run(folder: Path, settings: Mapping[str, Any], free: Iterable[str]) -> None:
+    """Raise ValueError where `folder` holds trainings of other settings: they would be measured as these.
+
+    free: settings that nothing trained depends on. What is compared is kept in run.json.
+    """
+    wanted = json.loads(json.dumps({name: value for name, value in settings.items() if name not in set(free)}))
+    note = folder / "run.json"
+    if note.is_file():
+        held = json.loads(note.read_text(encoding="utf-8"))
+        other = sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
+        if other:
+            was = ", ".join(f"{name} {held.get(name)!r}" for name in other)
+            raise ValueError(f"{str(folder)!r} holds trainings with {was}: give these, or another folder by --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(note, json.dumps(wanted, indent=2) + "\n")
+
+
 def record(
     name: str,
     figures: Iterable[Mapping[str, Any]],

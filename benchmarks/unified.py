@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.image_codes import DIGITS
 from benchmarks.image_codes import digits as pictures
-from benchmarks.results import record
+from benchmarks.results import record, same_run
 from discdiff.cli import guarded, parse
 from discdiff.clocks import Windows
 from discdiff.config import to_dict
@@ -173,6 +173,7 @@ class Bench:
 
     def __init__(self, run: Run) -> None:
         self.run, out = run, Path(run.out)
+        same_run(out, asdict(run), ("sampler", "sampler_steps", "temperature", "count", "save", "out"))
         self.digits = pictures()
         self.train, self.test = (spoken(part, run.seconds) for part in ("train", "test"))
         image = tokenizer_of(
@@ -244,7 +245,8 @@ class Bench:
         trainer.train("auto")
         if trainer.stopped_by == "signal":
             raise KeyboardInterrupt
-        seconds = time.process_time() - began
+        resumed = "resumed" in (where / "metrics.jsonl").read_text(encoding="utf-8")
+        seconds = 0.0 if resumed else time.process_time() - began  # of an interrupted one nobody counted them all
         trainer.save_model(folder)
         (folder / "seconds.txt").write_text(str(seconds))
         return DiscDiffModel.from_pretrained(folder).eval(), seconds

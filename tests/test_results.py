@@ -108,3 +108,12 @@ def test_figures_that_several_things_share_become_columns(tmp_path):
     assert "|  | valid (share) | cost (calls) |" in lines and "| b, 8 calls | 8 | 8 |" in lines
     assert "| a, 16 calls: valid | 1 |  | >= 0.5: reached |" in lines and "| alone: valid more | 3 |  |  |" in lines
     assert len([line for line in lines if line.startswith("| ")]) == 10
+
+
+def test_a_folder_of_other_settings_is_not_measured_as_these(tmp_path):
+    first = {"steps": 100, "condition": ("label", "speaker"), "save": True}
+    results.same_run(tmp_path / "runs", first, ("save",))
+    results.same_run(tmp_path / "runs", {**first, "save": False}, ("save",))
+    with pytest.raises(ValueError, match="holds trainings with steps 100: give these, or another folder by --out"):
+        results.same_run(tmp_path / "runs", {**first, "steps": 200}, ("save",))
+    results.same_run(tmp_path / "runs", first, ("save",))  # the note is as it was
