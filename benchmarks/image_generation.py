@@ -34,6 +34,7 @@ from tokenizers_vq.image import to_bytes
 
 PARTS = ("all", "table", "options", "holes", "refit")
 STEPS = (8, 16, 32, 64, 100)
+GUIDED = (2.0, 3.0)
 FREE = ("part", "methods", "samples", "save", "out")  # settings that no trained model depends on
 
 
@@ -146,7 +147,7 @@ def table(bench: Bench) -> list[dict[str, Any]]:
         figures.append({"figure": f"{method}: training", "value": seconds, "unit": "processor s"})
         figures.append({"figure": f"{method}: weights", "value": trained.model.num_parameters(), "unit": ""})
         few, tried = (49, (49,)) if method == "autoregressive" else (16, STEPS)
-        for steps, knobs in [*((steps, {}) for steps in tried), (few, {"guidance": 2.0})]:
+        for steps, knobs in [*((steps, {}) for steps in tried), *((few, {"guidance": g}) for g in GUIDED)]:
             found, made = bench.cell(trained, steps=steps, **knobs)
             name = ", ".join([f"{method}, {steps} steps", *(f"{key} {value:g}" for key, value in knobs.items())])
             figures += rows(name, found)
