@@ -34,12 +34,12 @@ from tasks.text import evaluate as quality
 from tasks.text import rows as text_rows
 from tasks.text.extras import load_energy, load_grid
 from tasks.text.finetune import finetune
-from tasks.text.folder import Trained, is_chat, load_model, load_task, save_task
+from tasks.text.folder import Trained, check_text, is_chat, load_model, load_task, save_task
 from tasks.text.improve import distill, energy
 from tasks.text.infill import Continuation, Infill
 from tasks.text.jobs import generate, likelihood
 from tasks.text.settings import Chosen, Corpus, Drawing, Judged, Method, Network, Output, Request
-from tasks.text.training import config_for, fit
+from tasks.text.training import config_for, fit, objective_for
 
 PROG = "python -m tasks.text"
 
@@ -89,11 +89,14 @@ def _chosen(command: str, flags: Sequence[str], drawing: Drawing, folder: Path) 
 
 def _evaluate(folder: Path, judged: Judged, sampler: Chosen) -> None:
     """Print, and write to metrics.json, the figures of the model, its twin, and the validation text itself."""
+    check_text(folder)
     corpus, tokenizer = load_task(folder)
     padded = corpus.rows == "padded"
     trained = {"model": load_model(folder / "model")}
     if (folder / "twin").exists():
         trained["twin"] = load_model(folder / "twin")
+    for model, layout, process in trained.values():
+        objective_for(process, model.config.prediction, layout.block)  # refused before the corpus is read
     _, valid = text_rows.load_rows(corpus, tokenizer, trained["model"].layout)
     samples = {name: _samples(each, judged, sampler) for name, each in trained.items()}
     figures: dict[str, dict[str, float]] = {}

@@ -25,7 +25,7 @@ from tasks.text.training import objective_for
 
 def run(model: Any, process: Process, batch: TokenBatch, chosen: Chosen) -> Iterator[tuple[State, Info]]:
     """The sampling run, state by state."""
-    return chosen.build(process).iterate(denoiser_of(model), batch, chosen.seed)
+    return chosen.build(process, batch.layout.block).iterate(denoiser_of(model), batch, chosen.seed)
 
 
 def generate(model: Any, process: Process, batch: TokenBatch, chosen: Chosen) -> Tensor:
@@ -45,7 +45,8 @@ def generate_autoregressive(model: Any, layout: Layout, count: int, seed: int) -
 
 def likelihood(model: Any, process: Process | None, rows: list[TokenBatch], draws: int, seed: int) -> Estimate:
     """The bound (or the twin's exact likelihood) in nats per row."""
-    return nelbo(model, objective_for(process), rows, draws=draws if process is not None else 1, seed=seed)
+    objective = objective_for(process, model.config.prediction, rows[0].layout.block)
+    return nelbo(model, objective, rows, draws=draws if process is not None else 1, seed=seed)
 
 
 def report(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from discdiff.cli import parse
@@ -21,7 +23,7 @@ from tasks.text import evaluate as quality
 from tasks.text import rows as text_rows
 from tasks.text.base import Base, load_base
 from tasks.text.chat import ANSWERS, PADDINGS, Chat, ChatRows, load_chats
-from tasks.text.folder import save_task
+from tasks.text.folder import is_first, save_task
 from tasks.text.settings import Chosen, Corpus, Output
 from tasks.text.stream import StreamRows
 from tasks.text.training import objective_for
@@ -71,32 +73,73 @@ class Tuning:
 
 
 def finetune(prog: str, argv: Sequence[str]) -> None:
-    """Load a checkpoint, train it on, save it. An interrupted run goes on when the command is repeated."""
+    """Load a checkpoint, train it on, save it. An interrupted run goes on when the command is repeated.
+
+    Under torchrun the ranks share the rows, the first one writes.
+    """
     sections = {"corpus": Corpus, "base": Base, "tuning": Tuning, "training": TrainingSettings, "output": Output}
     chosen = parse(prog, argv, sections, ("checkpoint",))
     base, tuning, training = (chosen[name] for name in ("base", "tuning", "training"))
     corpus, folder = replace(chosen["corpus"], tokenizer=chosen["checkpoint"]), Path(chosen["output"].out)
     checked("rows", corpus.rows, tuning.data == "text" or corpus.rows == "packed", "it is a setting of --data text")
+    check_sharding(tuning, training)
     model, tokenizer = load_base(chosen["checkpoint"], base)
     layout = rows_layout(model, corpus.length)
+    check_model(model, layout, tuning)
     train, valid = load_rows(corpus, tuning, tokenizer, layout)
     size = f"{len(train):,} rows" if hasattr(train, "__len__") else "a stream"
-    print(f"{size} of {corpus.length} tokens, {len(valid):,} validation rows; {model.num_parameters():,} parameters")
+    if is_first():
+        print(
+            f"{size} of {corpus.length} tokens, {len(valid):,} validation rows; {model.num_parameters():,} parameters"
+        )
     ended = replace(corpus, rows="padded") if tuning.data == "chat" else corpus
     save_task(folder, {"corpus": ended, "base": base, "tuning": tuning}, tokenizer)
     model.config.layout, model.config.process = to_dict(layout), to_dict(process_of(model))
     tuned = tune(model, layout, tuning, training, train, valid, folder / "model", tokenizer)
     found = tuned.evaluate()
-    print(f"bound on the validation rows: {found['eval_loss']:.4f} nats per position; saved to {folder}")
-    (folder / "metrics.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if is_first():
+        print(f"bound on the validation rows: {found['eval_loss']:.4f} nats per position; saved to {folder}")
+        (folder / "metrics.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    PartialState().wait_for_everyone()  # so that whoever called it on several ranks finds all files
+
+
+def check_sharding(tuning: Tuning, training: TrainingSettings) -> None:
+    """Raise ValueError for what reads or changes the weights outside of the forward pass, which shards do not allow."""
+    if training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        checked("show", tuning.show, not tuning.show, "one rank cannot sample from weights that fsdp shards: --show 0")
+        remedy = "adapters cannot be merged into weights that fsdp shards: leave out one of the two"
+        checked("lora_rank", tuning.lora_rank, not tuning.lora_rank, remedy)
+
+
+def check_model(model: Network, layout: Layout, tuning: Tuning) -> None:
+    """Raise ValueError for a network that cannot be tuned, or not so."""
+    config = model.config
+    objective_for(process_of(model), config.prediction, layout.block)
+    shifted = bool(layout.block and config.shift)
+    checked("shift", config.shift, not shifted, "a model of blocks predicts in place: --shift false")
+    family = getattr(model, "family", None)
+    decoder = family is not None and family.decoder
+    kind = type(model).__name__ if family is None else family.model
+    remedy = f"it opens the causal mask of a decoder, which a {kind} does not have: leave it out"
+    checked("anneal_steps", tuning.anneal_steps, decoder or not tuning.anneal_steps, remedy)
 
 
 def rows_layout(model: Network, length: int) -> Layout:
-    """[BOS | text of `length` tokens] over the model's own vocabulary; raises ValueError where it is too long for it."""
-    most = model.config.max_length - 1
+    """[BOS | text of `length` tokens] over the model's own vocabulary, in blocks where its attention is.
+
+    Raises ValueError where it is too long for the model, which sees rows of blocks twice, noised and clean, and where it
+    makes no whole blocks.
+    """
+    stored = model.config.layout or {}
+    block = stored.get("block", 0)
+    most = model.config.max_length // (2 if block else 1) - 1
+    if block:
+        whole = [n for n in range(block - 1, most + 1, block) if n >= 4]
+        near = f"--length {min(whole, key=lambda n: abs(n - length))}" if whole else "a model with more slots"
+        room = f"rows, seen twice in {model.config.max_length} slots, are blocks of {block}, the first with BOS"
+        checked("length", length, length in whole, f"{room}: give {near}")
     checked("length", length, length <= most, f"the model takes rows of at most {most} tokens behind BOS")
     segments = (Segment("bos", "special", (1,), noised=False), Segment("text", "text", (length,), extras=("EOS",)))
-    stored = model.config.layout or {}
     attention = {name: stored[name] for name in ("attention", "block") if name in stored}
     return Layout(model.vocab, segments, **attention)
 
@@ -133,9 +176,12 @@ def tune(
 ) -> DiffusionTrainer:
     """Train a network on, in place, and save it to `folder`; its trainer.
 
-    Raises KeyboardInterrupt where Ctrl-C or SIGTERM ended the training, whose checkpoint the next call goes on from.
+    Raises KeyboardInterrupt where Ctrl-C or SIGTERM ended the training, whose checkpoint the next call goes on from;
+    ValueError, before anything is done, for settings and networks that do not go together.
     """
-    lora, process = tuning.lora, process_of(model)
+    check_sharding(tuning, training)
+    check_model(model, layout, tuning)
+    lora, objective = tuning.lora, objective_for(process_of(model), model.config.prediction, layout.block)
     if lora is not None:
         add_lora(model, lora, training.seed)
     if tuning.gradient_checkpointing:
@@ -148,7 +194,7 @@ def tune(
     trainer = DiffusionTrainer(
         model,
         training,
-        objective_for(process),
+        objective,
         layout,
         train,
         valid,
@@ -160,7 +206,8 @@ def tune(
         raise KeyboardInterrupt
     if lora is not None:
         with trainer.averaged():
-            save_lora(model, lora, folder.parent / ADAPTER)
+            if trainer.args.should_save:
+                save_lora(model, lora, folder.parent / ADAPTER)
             merge_lora(model)
     trainer.save_model(folder)
     return trainer
@@ -170,7 +217,6 @@ class Opening(TrainerCallback):
     """Opens a decoder's attention from causal to full over `steps` (DiffuLLaMA arXiv 2410.17891, section 3.2)."""
 
     def __init__(self, model: Any, steps: int) -> None:
-        checked("anneal_steps", steps, hasattr(model, "openness"), "only stock decoders have a causal mask to open")
         self.model, self.steps = model, steps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

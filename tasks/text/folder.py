@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from discdiff.config import from_dict, read_json, to_dict
+from discdiff.config import checked, from_dict, read_json, to_dict
 from discdiff.layout import LAYOUTS, Layout
 from discdiff.manifest import seal, sealed, verify
 from discdiff.models import Network, load_network
@@ -31,10 +32,12 @@ class Trained(NamedTuple):
 
 
 def save_task(folder: Path, sections: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
-    """Settings (frozen dataclasses by name, "corpus" among them) and tokenizer beside the weights.
+    """Settings (frozen dataclasses by name, "corpus" among them) and tokenizer beside the weights; the first rank writes.
 
     Raises ValueError where `folder` holds checkpoints of other settings.
     """
+    if not is_first():
+        return
     path, settings = folder / TASK, {name: to_dict(section) for name, section in sections.items()}
     if path.exists() and checkpoints(folder / "model_training"):
         for section, before in _read(path).items():
@@ -59,10 +62,21 @@ def load_task(folder: Path) -> tuple[Corpus, PreTrainedTokenizerFast]:
     return corpus, tokenizers.load(folder / "tokenizer")
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes, the first of those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def is_chat(folder: Path) -> bool:
     """Whether the model was tuned on conversations."""
     tuning = _read(folder / TASK).get("tuning")
     return isinstance(tuning, dict) and tuning.get("data") == "chat"
+
+
+def check_text(folder: Path) -> None:
+    """Raise ValueError for a model that was tuned on conversations, for commands that read its corpus as a text."""
+    remedy = "it was tuned on conversations, which are no text; metrics.json there has their bound, as finetune left it"
+    checked("folder", str(folder), not is_chat(folder), remedy)
 
 
 def load_model(folder: Path) -> Trained:

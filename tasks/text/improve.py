@@ -15,7 +15,7 @@ from discdiff.kernels import Ancestral
 from discdiff.training import DiffusionTrainer, TrainingSettings
 from tasks.text import rows as text_rows
 from tasks.text.extras import ENERGY, save_grid
-from tasks.text.folder import Trained, load_model, load_task
+from tasks.text.folder import Trained, check_text, load_model, load_task
 from tasks.text.training import objective_for
 
 
@@ -55,12 +55,14 @@ def energy(prog: str, argv: Sequence[str]) -> None:
     """Train a network that tells the corpus from what the model draws in its place; `--sampler.energy learned` uses it."""
     chosen = parse(prog, argv, {"training": TrainingSettings}, ("folder",))
     folder, training = Path(chosen["folder"]), chosen["training"]
+    check_text(folder)
     corpus, tokenizer = load_task(folder)
     model, layout, process = _diffusion(folder)
+    bound = objective_for(process, model.config.prediction)
     train, valid = text_rows.load_rows(corpus, tokenizer, layout)
     if training.device == "cpu":
         model = model.to("cpu")
-    objective = NoiseContrastive(model, objective_for(process))
+    objective = NoiseContrastive(model, bound)
     trainer = DiffusionTrainer(
         EnergyModel.from_denoiser(model),
         training,
@@ -101,4 +103,5 @@ def _diffusion(folder: Path) -> Trained:
     trained = load_model(folder / "model")
     if trained.process is None:
         raise ValueError(f"the model in {str(folder)!r} is autoregressive: train a diffusion model")
+    checked("block", trained.layout.block, not trained.layout.block, "energies and grids are of rows noised as a whole")
     return trained

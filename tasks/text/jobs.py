@@ -22,7 +22,7 @@ from discdiff.layout import TokenBatch, make_batch
 from discdiff.sampling import knobs
 from tasks.text import rows as text_rows
 from tasks.text.extras import load_energy, load_grid
-from tasks.text.folder import is_chat, load_model, load_task
+from tasks.text.folder import check_text, is_chat, load_model, load_task
 from tasks.text.infill import Continuation
 from tasks.text.settings import Chosen, Drawing
 from tasks.text.training import objective_for
@@ -88,8 +88,8 @@ def generate(prog: str, argv: Sequence[str]) -> None:
     text = partial(text_rows.to_text, tokenizer, layout, cut=corpus.ends, between="\n")
     settings = {"sampler": sampler.to_dict() | {"seed": 0}}
     run_job(
-        model, rows, sampler.build(process), asked.out, count=asked.count, seed=drawing.sample_seed, shard=asked.shard,
-        text=text, settings=settings, progress=asked.progress,
+        model, rows, sampler.build(process, layout.block), asked.out, count=asked.count, seed=drawing.sample_seed,
+        shard=asked.shard, text=text, settings=settings, progress=asked.progress,
     )  # fmt: skip
     print(f"{asked.out}: shards of rank {os.environ.get('RANK', 0)} written")
 
@@ -99,8 +99,10 @@ def likelihood(prog: str, argv: Sequence[str]) -> None:
     chosen = parse(prog, argv, {"scoring": Scoring}, ("folder",))
     asked, folder = chosen["scoring"], Path(chosen["folder"])
     _own_device()
+    check_text(folder)
     corpus, tokenizer = load_task(folder)
     model, layout, process = load_model(folder / asked.part)
+    objective = objective_for(process, model.config.prediction, layout.block)
     _, valid = text_rows.load_rows(corpus, tokenizer, layout)
     count = min(asked.rows or len(valid), len(valid))
 
@@ -108,10 +110,13 @@ def likelihood(prog: str, argv: Sequence[str]) -> None:
         return text_rows.picked(valid, layout, numbers.tolist())
 
     run_likelihood_job(
-        model, objective_for(process), rows, asked.out, count=count, draws=asked.draws if process is not None else 1,
+        model, objective, rows, asked.out, count=count, draws=asked.draws if process is not None else 1,
         seed=asked.seed, shard=asked.shard, settings={"corpus": to_dict(corpus)}, progress=asked.progress,
     )  # fmt: skip
-    print(f"{asked.out}: shards of rank {os.environ.get('RANK', 0)} written")
+    rank = int(os.environ.get("RANK", 0))
+    print(f"{asked.out}: shards of rank {rank} written")
+    if rank * asked.shard >= count:
+        return  # it had none, and those of the others may not be there yet
     if len(read_job(asked.out, partial=True)) == count:
         print(job_estimate(asked.out))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from discdiff.clocks import Blocks
 from discdiff.config import checked
 from discdiff.processes import Absorbing, Interpolating, MaskOrReplace, Process, Uniform
 from discdiff.sampling import Grid, Sampler, preset, sampler
@@ -142,9 +143,13 @@ class Chosen(NamedTuple):
     grid: Grid | None = None
     parts: Mapping[str, Any] = MappingProxyType({})
 
-    def build(self, process: Process) -> Sampler:
-        """The sampler of a model with that process. Raises ValueError where the sampler needs another."""
-        return sampler(self.name, process, self.grid, **{**self.knobs, **self.parts})
+    def build(self, process: Process, block: int = 0) -> Sampler:
+        """The sampler of a model with that process, one block after another where its layout has blocks.
+
+        Raises ValueError where the sampler needs another process.
+        """
+        made = sampler(self.name, process, self.grid, **{**self.knobs, **self.parts})
+        return replace(made, clock=Blocks(block)) if block and made.clock is None else made
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from discdiff.config import to_dict
+from discdiff.config import checked, to_dict
 from discdiff.layout import Layout
 from discdiff.maskers import FixedCount
 from discdiff.models import DiscDiffConfig, DiscDiffModel
-from discdiff.objectives import Autoregressive, Elbo
+from discdiff.objectives import Autoregressive, BlockElbo, Elbo
 from discdiff.processes import Absorbing, Process
 from discdiff.schedules import Linear
 from discdiff.training import DiffusionTrainer, TrainingSettings
@@ -39,11 +39,18 @@ def config_for(layout: Layout, network: Network, process: Process | None) -> Dis
     )
 
 
-def objective_for(process: Process | None) -> Any:
-    """The bound a process is trained on; None is the twin's exact likelihood."""
+def objective_for(process: Process | None, kind: str = "cavity", block: int = 0) -> Any:
+    """The bound a process is trained on; None is the twin's exact likelihood.
+
+    kind: what the network predicts; block: of a layout of blocks, each of which is noised behind clean ones. Raises
+    ValueError for a network of log scores.
+    """
     if process is None:
         return Autoregressive()
-    return Elbo(process, masker=EXACT if isinstance(process, Absorbing) else None)
+    checked("prediction", kind, kind != "score", "log scores have no bound here, such a model can only be sampled from")
+    if block:
+        return BlockElbo(Elbo(process, kind=kind))
+    return Elbo(process, masker=EXACT if isinstance(process, Absorbing) else None, kind=kind)
 
 
 def fit(
@@ -63,7 +70,7 @@ def fit(
     where = replace(layout, attention="causal") if process is None else layout
     model = DiscDiffModel.seeded(config_for(where, network, process), settings.seed)
     checkpoints = folder.with_name(f"{folder.name}_training")
-    objective = objective_for(process)
+    objective = objective_for(process, model.config.prediction, where.block)
     trainer = DiffusionTrainer(model, settings, objective, where, train, valid, output_dir=checkpoints)
     trainer.train(resume)
     if trainer.stopped_by == "signal":
