@@ -187,6 +187,21 @@ def test_prompts_of_their_own(tmp_path):
     assert read_job(tmp_path / "function").equals(read_job(tmp_path / "batch"))
 
 
+def test_a_network_samples_in_evaluation_mode(tmp_path):
+    model, modes = network().train(), []
+    part = next(iter(model.children())).eval()
+    model.register_forward_pre_hook(lambda module, _: modes.append(any(x.training for x in module.modules())))
+
+    def stops(tokens):
+        raise RuntimeError
+
+    run_job(model, blank(), sampler("ancestral", steps=2), tmp_path / "a", count=2, progress=False)
+    with pytest.raises(RuntimeError):
+        run_job(model, blank(), sampler("ancestral", steps=2), tmp_path / "b", count=2, text=stops, progress=False)
+    assert modes and not any(modes)
+    assert model.training and not part.training, "every part has its own mode again"
+
+
 def test_refusals(tmp_path, monkeypatch):
     for more, what in (({"count": 0}, "count is 0"), ({"shard": 0}, "shard is 0"), ({"seed": None}, "seed is None")):
         with pytest.raises(ValueError, match=what):

@@ -1,5 +1,6 @@
 """LoRA: nothing changes at first, only adapters learn, merging changes nothing either."""
 
+import errno
 import json
 
 import pytest
@@ -77,3 +78,34 @@ def test_clear_errors(tmp_path):
     save_lora(model, Lora(rank=3, targets=("qkv",)), tmp_path)
     with pytest.raises(ValueError, match="of another network"):
         load_lora(network(), tmp_path)
+
+
+def test_saved_adapters_are_whole_or_refused(tmp_path, monkeypatch):
+    model = network()
+    add_lora(model, Lora(rank=2))
+    save_lora(model, Lora(rank=2), tmp_path)
+    good = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(good) == {"lora.json", "lora.safetensors"}
+
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("discdiff.training.lora.write_json", full)
+        next(p for p in model.parameters() if p.requires_grad).data.add_(1.0)
+        with pytest.raises(OSError, match=r"was not written: .*No space left.* bytes are free there"):
+            save_lora(model, Lora(rank=2), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == good, "the older ones are as they were"
+    with pytest.raises(OSError, match="lora.json.* was not written"):
+        save_lora(model, Lora(rank=2), tmp_path / "lora.json")
+    (tmp_path / "lora.safetensors").write_bytes(good["lora.safetensors"][:-1] + b"?")
+    with pytest.raises(ValueError, match="does not have the SHA-256"):
+        load_lora(network(), tmp_path)
+    settings = json.loads(good["lora.json"])
+    del settings["sha256"]  # as they were written before
+    (tmp_path / "lora.json").write_text(json.dumps(settings))
+    (tmp_path / "lora.safetensors").write_bytes(good["lora.safetensors"][:-9])
+    with pytest.raises(ValueError, match="no adapters in"):
+        load_lora(network(), tmp_path)
+    (tmp_path / "lora.safetensors").write_bytes(good["lora.safetensors"])
+    assert load_lora(network(), tmp_path) == Lora(rank=2)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from discdiff.denoisers import denoiser_of
 from discdiff.jobs.fingerprints import network, plain, source
-from discdiff.jobs.shards import Rows, batch_of, check_counts, check_rows, run_shards
+from discdiff.jobs.shards import Rows, batch_of, check_counts, check_rows, evaluating, run_shards
 from discdiff.noise import row_seeds
 from discdiff.sampling import Sampler
 
@@ -36,7 +36,8 @@ def run_job(
     model: a `Network`, or a denoiser. rows: one row that all begin from, a batch of `count` rows (a prompt each), or a
     function from row numbers (n,) to their batch. text: token rows (n, length) to strings. tokens are a row's valid ids;
     row r has the seed of row r of one batch of `count` rows. settings: what else decides the content, as JSON data (the
-    prompts' source where `rows` is a function; the model's path where it is a bare denoiser).
+    prompts' source where `rows` is a function; the model's path where it is a bare denoiser). A network is in evaluation
+    mode meanwhile.
 
     Shard i belongs to rank i mod WORLD_SIZE. Finished shards are kept, so repeating the call goes on, with any number of
     ranks. SIGTERM and Ctrl-C end it behind the current shard with KeyboardInterrupt. Content is equal to the bit where
@@ -59,4 +60,5 @@ def run_job(
         return {"sampler": plain(sampler), "model": network(model), "rows": source(rows), "settings": said}
 
     columns = ["tokens", *(["text"] if text is not None else [])]
-    run_shards(folder, content, columns, job, count=count, shard=shard, seed=seed, progress=progress)
+    with evaluating(model):
+        run_shards(folder, content, columns, job, count=count, shard=shard, seed=seed, progress=progress)

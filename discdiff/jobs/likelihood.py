@@ -14,7 +14,7 @@ from torch import Tensor
 
 from discdiff.config import checked
 from discdiff.jobs.fingerprints import network, plain, source
-from discdiff.jobs.shards import Rows, batch_of, check_counts, check_rows, read_job, run_shards
+from discdiff.jobs.shards import Rows, batch_of, check_counts, check_rows, evaluating, read_job, run_shards
 from discdiff.layout import TokenBatch
 from discdiff.metrics import Estimate, estimate, row_nats
 
@@ -51,12 +51,8 @@ def run_likelihood_job(
         what = {"objective": plain(objective), "draws": draws}
         return {**what, "model": network(model), "rows": source(rows), "settings": plain(dict(settings or {}))}
 
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         run_shards(folder, content, ["nats"], job, count=count, shard=shard, seed=seed, progress=progress)
-    finally:
-        model.train(training)
 
 
 def job_estimate(folder: str | Path) -> Estimate:

@@ -6,10 +6,11 @@ noise of their own, so the content depends neither on the number of ranks nor on
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,19 @@ def run_shards(
                     raise KeyboardInterrupt
                 _write(path, {"row": numbers.tolist(), **content(numbers)})
             bar.update()
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Within, a network is in evaluation mode; afterwards each of its modules has the mode it had."""
+    modes = [(part, part.training) for part in model.modules()] if isinstance(model, torch.nn.Module) else []
+    try:
+        if modes:
+            model.eval()
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def check_counts(count: Any, shard: Any, seed: Any) -> None:

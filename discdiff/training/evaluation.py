@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,8 @@ def summary(parts: Iterable[dict[str, float]]) -> dict[str, float]:
 def evaluate(trainer: DiffusionTrainer, rows: Any) -> dict[str, float]:
     """Means over a data set, every row counted once, shared out among the ranks; the model keeps its mode.
 
+    Every rank runs as many batches, the last one again where it has fewer.
+
     Raises ValueError for a data set without a known length, or with fewer rows than ranks.
     """
     args, model, handler = trainer.args, trainer.model, trainer.callback_handler
@@ -84,7 +87,9 @@ def evaluate(trainer: DiffusionTrainer, rows: Any) -> dict[str, float]:
         raise ValueError("evaluation needs a data set of known length with a row per rank: take a list from a stream")
     mine = [(0, i, i) for i in range(args.process_index, len(rows), args.world_size)]
     size = args.per_device_eval_batch_size
-    batches = loader(args, KeyedRows(rows), batch_sampler=[mine[i : i + size] for i in range(0, len(mine), size)])
+    keys = [mine[i : i + size] for i in range(0, len(mine), size)]
+    most = math.ceil(math.ceil(len(rows) / args.world_size) / size)  # sharded networks hang where ranks differ
+    batches = loader(args, KeyedRows(rows), batch_sampler=keys + keys[-1:] * (most - len(keys)))
     if not trainer.accelerator._models:  # not trained yet: mixed precision as in training
         model = trainer.accelerator.prepare_model(model, evaluation_mode=True)
     training, handler.eval_dataloader = model.training, batches
@@ -92,8 +97,14 @@ def evaluate(trainer: DiffusionTrainer, rows: Any) -> dict[str, float]:
     def each() -> None:
         trainer.control = handler.on_prediction_step(args, trainer.state, trainer.control)
 
-    model.eval()
+    def sums_of(part: Iterable[dict[str, Any]]) -> dict[str, float]:
+        return evaluate_rows(trainer.objective, model, trainer.layout, part, trainer.knobs.eval_draws, each)
+
     moved = map(trainer._prepare_inputs, batches)
-    sums = evaluate_rows(trainer.objective, model, trainer.layout, moved, trainer.knobs.eval_draws, each)
-    model.train(training)
+    model.eval()
+    try:
+        sums = sums_of(itertools.islice(moved, len(keys)))
+        sums_of(moved)  # the surplus does not count
+    finally:
+        model.train(training)
     return summary(gather_object([sums]))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from discdiff.config import checked
+from discdiff.config import checked, read_json
+from discdiff.manifest import check_room, not_written, sha256, sync, write_json
 
 WEIGHTS, SETTINGS = "lora.safetensors", "lora.json"
 
@@ -73,20 +76,40 @@ def merge_lora(model: Any) -> None:
 
 
 def save_lora(model: Any, lora: Lora, folder: str | Path) -> None:
-    """The adapters alone: lora.safetensors and lora.json."""
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(_weights(model), path / WEIGHTS)
-    (path / SETTINGS).write_text(json.dumps(asdict(lora), indent=2) + "\n", encoding="utf-8")
+    """The adapters alone: lora.safetensors, and lora.json with their SHA-256, so that a mixture of two is never taken.
+
+    Raises OSError naming path and bytes where they do not fit or cannot be written; what was there is then whole, or refused.
+    """
+    path, weights = Path(folder), _weights(model)
+    size = sum(x.nbytes for x in weights.values())
+    check_room(path, size, "make room, or choose another folder")
+    temporary = {name: path / f".tmp-{name}-{os.getpid()}" for name in (WEIGHTS, SETTINGS)}
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({name: x.contiguous() for name, x in weights.items()}, temporary[WEIGHTS])
+        sync(temporary[WEIGHTS])
+        write_json(temporary[SETTINGS], {**asdict(lora), "sha256": sha256(temporary[WEIGHTS])})
+        for name, file in temporary.items():
+            file.replace(path / name)
+        sync(path)
+    except (OSError, SafetensorError) as error:
+        raise not_written(path, error, size) from error
+    finally:
+        for file in temporary.values():
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def load_lora(model: Any, folder: str | Path) -> Lora:
-    """Put saved adapters into the network that they were trained on. Raises ValueError where they do not fit."""
+    """Put saved adapters into the network that they were trained on. Raises ValueError where they are damaged or do not fit."""
     path = Path(folder)
     try:
-        lora = Lora(**json.loads((path / SETTINGS).read_text(encoding="utf-8")))
-        stored = load_file(path / WEIGHTS)
-    except (OSError, ValueError, TypeError) as error:
+        said = read_json(path / SETTINGS)
+        expected = said.pop("sha256", None)  # absent in older ones
+        if expected not in (None, sha256(path / WEIGHTS)):
+            raise ValueError(f"{WEIGHTS} does not have the SHA-256 of its {SETTINGS}")
+        lora, stored = Lora(**said), load_file(path / WEIGHTS)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise ValueError(f"no adapters in {str(folder)!r} ({error}): give a folder that save_lora wrote") from error
     add_lora(model, lora)
     own = _weights(model)

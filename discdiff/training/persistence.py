@@ -19,13 +19,22 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers.trainer_callback import ExportableState
 
-from discdiff.config import to_dict
+from discdiff.config import read_json, to_dict
 from discdiff.training import states
 from discdiff.training.checkpoint import CheckpointError, checkpoints, latest_checkpoint, verify, write_checkpoint
 from discdiff.training.lock import FolderLock
 
 if TYPE_CHECKING:
     from discdiff.training.trainer import DiffusionTrainer
+
+_RECIPE: tuple[str, ...] = (
+    "optimizer", "learning_rate", "weight_decay", "betas", "schedule", "schedule_by", "warmup", "decay", "final", "clip",
+    "ema",
+)  # fmt: skip
+_ARGUMENTS: tuple[str, ...] = (
+    "optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "max_grad_norm",
+)  # fmt: skip
 
 
 def identity(trainer: DiffusionTrainer) -> dict[str, Any]:
@@ -36,7 +45,25 @@ def identity(trainer: DiffusionTrainer) -> dict[str, Any]:
         "batch_size": trainer.whole,
         "rows_of_an_epoch": trainer.epoch_rows,
         "layout": layout,
+        "rows_digest": trainer.rows_digest,
     }
+
+
+def settings(trainer: DiffusionTrainer) -> dict[str, Any]:
+    """What training.json says."""
+    said = {"settings": to_dict(trainer.knobs), "layout": to_dict(trainer.layout)}
+    if trainer.settings is None:
+        said["arguments"] = json.loads(trainer.args.to_json_string())
+    return said
+
+
+def recipe(said: dict[str, Any]) -> dict[str, Any]:
+    """Of `settings`, what the steps go by: half of it lies in the stored optimizer, so that none of it may change."""
+    if "arguments" in said:
+        kind, names, values = "TrainingArguments", _ARGUMENTS, said["arguments"]
+    else:
+        kind, names, values = "TrainingSettings", _RECIPE, said["settings"]
+    return {"args": kind, **{name: values[name] for name in names if name in values}}
 
 
 @contextlib.contextmanager
@@ -60,9 +87,7 @@ def save(trainer: DiffusionTrainer) -> None:
     tensors["rng_state"] = {name: trainer.accelerator.gather(x.to(args.device)).cpu() for name, x in random.items()}
     if trainer.ema is not None:
         tensors["ema"] = {name: states.whole(x) for name, x in trainer.ema.mean.items()}
-    training = {"settings": to_dict(trainer.knobs), "layout": to_dict(trainer.layout)}
-    if trainer.settings is None:
-        training["arguments"] = json.loads(args.to_json_string())
+    training = settings(trainer)
     scheduler = {"scheduler": trainer.lr_scheduler.state_dict(), "seconds": trainer.elapsed()}
     scheduler |= {} if trainer.memory is None else {"memory": trainer.memory.state()}
 
@@ -91,14 +116,20 @@ def save(trainer: DiffusionTrainer) -> None:
 def find(trainer: DiffusionTrainer, resume: str | Path | None) -> tuple[str | None, dict[str, Any]]:
     """The checkpoint to begin from (None, a path, or "auto": the newest complete one if any) and its manifest.
 
-    Raises CheckpointError if it is damaged or of another run, or if newer ones would be in the way of this run's.
+    Raises CheckpointError if it is damaged, of another run or of other settings, if all there are are damaged, or if
+    newer ones would be in the way of this run's.
     """
 
     def look() -> tuple[str | None, dict[str, Any]]:
         folder = Path(trainer.args.output_dir)
         path = latest_checkpoint(folder) if resume == "auto" else None if resume is None else Path(resume)
+        if resume == "auto" and path is None and (damaged := checkpoints(folder)):
+            raise CheckpointError(
+                f"{folder} holds {len(damaged)} checkpoints and none is complete, the newest is {damaged[0].name}: "
+                f"remove them to start anew, or give another output_dir"
+            )
         manifest = {} if path is None else verify(path)
-        step, own = manifest.get("step", 0), identity(trainer)
+        step = manifest.get("step", 0)
         newer = [x for x in checkpoints(folder) if int(x.name.split("-")[1]) > step]
         for one in newer if resume == "auto" else ():
             one.rename(
@@ -109,16 +140,38 @@ def find(trainer: DiffusionTrainer, resume: str | Path | None) -> tuple[str | No
                 f"{newer[0]} is newer than step {step} where this run would begin: "
                 f'resume="auto" goes on from the newest, another output_dir starts anew'
             )
-        for name, value in own.items() if manifest else ():
-            stored = manifest.get("run", {}).get(name)
-            if stored != value:
-                raise CheckpointError(
-                    f"{path} was written with {name} {stored!r}, this run has {value!r}: "
-                    f"go on with the same, or start in another output_dir"
-                )
+        if path is not None:
+            _check_same(trainer, path, manifest.get("run", {}))
         return None if path is None else str(path), manifest
 
     return _first_rank(trainer.args, look)
+
+
+def _check_same(trainer: DiffusionTrainer, path: Path, run: dict[str, Any]) -> None:
+    """Raise CheckpointError unless the run, its settings and its clock are those of the checkpoint."""
+    try:
+        old, state = recipe(read_json(path / "training.json")), read_json(path / "scheduler.json")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of this trainer: {error}") from error
+    own, new = identity(trainer), recipe(settings(trainer))
+    if None in (own["rows_digest"], run.get("rows_digest")):  # rows that cannot be told, or an older checkpoint
+        del own["rows_digest"]
+    if old.get("ema") == 0:
+        old["ema"] = new.get("ema")  # an average may begin later
+    pairs = [(name, run.get(name), value) for name, value in own.items()]
+    pairs += [(name, old[name], new.get(name)) for name in old]
+    for name, stored, value in pairs:
+        if stored != value:
+            raise CheckpointError(
+                f"{path} was written with {name} {stored!r}, this run has {value!r}: "
+                f"go on with the same, or start in another output_dir"
+            )
+    if ("memory" in state) != (trainer.memory is not None):
+        had, has = ("a", "none") if "memory" in state else ("no", "one")
+        raise CheckpointError(
+            f"{path} was written with {had} clock that learns (memory), this run's objective has {has}: "
+            f"go on with the same clock, or start in another output_dir"
+        )
 
 
 def versions() -> dict[str, str]:

@@ -81,6 +81,7 @@ class DiffusionTrainer(Trainer):
         for rows in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,))):
             if rows is not None and not isinstance(rows, IterableDataset):
                 data.unwrapped(layout, data.collate(data.KeyedRows(rows).__getitems__([(0, 0, 0)])), check=True)
+        self.rows_digest = None if self.streams else data.digest_of_rows(train_dataset)
         self.ema: EMA | None = None
         self.stopped_by: str | None = None
         self.seconds = 0.0  # of training until the last step, resumed parts included; all ranks have the same
@@ -90,6 +91,7 @@ class DiffusionTrainer(Trainer):
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._seen: list[Tensor] = []
         self.memory: Any = getattr(objective, "memory", None)  # of times and losses, see `clocks.Importance`
+        self._untaught = None if self.memory is None else self.memory.state()
         super().__init__(
             model=model, args=arguments, data_collator=data.collate, train_dataset=train_dataset,
             eval_dataset=eval_dataset, **options,
@@ -113,8 +115,10 @@ class DiffusionTrainer(Trainer):
             self._resumed, manifest = persistence.find(self, resume)
             self._start = manifest.get("step", 0) * self.whole
             self.seconds, self._before, self._began, self.stopped_by = 0.0, 0.0, time.monotonic(), None
-            self._losses.clear()
-            self._sums.clear()
+            for left in (self._losses, self._sums, self._seen):  # of a run that ended within a step
+                left.clear()
+            if self._resumed is None and self.memory is not None:
+                self.memory.load(self._untaught)
             with GracefulStop() as self._stop:
                 return super().train(resume_from_checkpoint=self._resumed, **options)
 
