@@ -6,10 +6,11 @@ import pytest
 import torch
 from foreign_toy import DECODERS, decoder, write
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from discdiff.checkpoints import convert, load_foreign
 from discdiff.layout import Layout, Segment, make_batch
-from discdiff.models import load_network
+from discdiff.models import HostedModel, load_network
 
 IDS = torch.randint(0, 58, (3, 12), generator=torch.Generator().manual_seed(0))
 
@@ -152,3 +153,64 @@ def test_fused_blocks_are_refused_by_name(tmp_path):
     grouped = {k.replace("transformer.blocks.", "transformer.block_groups.0."): x for k, x in state.items()}
     with pytest.raises(ValueError, match="fused or grouped blocks .*block_groups"):
         load_foreign(write(tmp_path, config, grouped))
+
+
+def test_end_tokens_are_the_checkpoints_or_those_asked_for(tmp_path):
+    _, config, state = decoder("dream")
+    folder = write(tmp_path, {**config, "bos_token_id": 56, "eos_token_id": [57, 55]}, state)
+    vocab = load_foreign(folder).vocab
+    assert (vocab.special("BOS"), vocab.special("EOS")) == (56, 57)
+    vocab = load_foreign(folder, eos_id=43, bos_id=42, text_size=50).vocab
+    assert (vocab.special("BOS"), vocab.special("EOS")) == (42, 43)
+    for wrong in (64, 60, -1, "end"):  # beyond the text, the mask, no id
+        with pytest.raises(ValueError, match=f"eos_id is {wrong!r}: give a text id"):
+            load_foreign(folder, eos_id=wrong)
+    config_file = folder / "config.json"
+    config_file.write_text(json.dumps({**config, "bos_token_id": 60, "eos_token_id": 500}))
+    vocab = load_foreign(folder).vocab  # what config.json says beside the text is no end of it
+    assert vocab.bos_id is None and vocab.eos_id is None
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_what_was_said_otherwise_is_written_back(kind, tmp_path):
+    _, config, state = decoder(kind)
+    told = {"mask_token_id": 59, "rope_theta": 1000.0, "bos_id": 1, "eos_id": 2}
+    told |= {"block_size": 2} if kind == "sdar" else {}
+    convert(write(tmp_path / "source", config, state), tmp_path / "ours", **told)
+    convert(tmp_path / "ours", tmp_path / "back")
+    again, ours = load_foreign(tmp_path / "back"), load_network(tmp_path / "ours")
+    assert again.vocab == ours.vocab and (again.vocab.mask, again.vocab.bos_id, again.vocab.eos_id) == (59, 1, 2)
+    assert again.config.layout == ours.config.layout
+    assert torch.equal(again(input_ids=IDS).hidden, ours(input_ids=IDS).hidden)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("dream", {"shift": False}, "shift is False: a dream has True"),
+        ("llada", {"shift": True}, "shift is True: a llada has False"),
+        ("sdar", {"layout": None}, "attention is 'full': that of a sdar is 'block_causal'"),
+    ],
+)
+def test_what_the_original_cannot_say_is_not_written(kind, change, said, tmp_path):
+    _, config, state = decoder(kind)
+    model = load_foreign(write(tmp_path / "source", config, state))
+    for name, value in change.items():
+        setattr(model.config, name, value)
+    model.save_pretrained(tmp_path / "ours")
+    with pytest.raises(ValueError, match=said):
+        convert(tmp_path / "ours", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    ("shift", "mask", "said"), [(True, None, "mask id is 67"), (False, 5, "shift is False"), (True, 5, "")]
+)
+def test_a_stock_model_that_learned_a_mask_is_not_cut(shift, mask, said, tmp_path):
+    host = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=8, n_layer=1, n_head=1))
+    HostedModel.from_host(host, mask_token_id=mask, shift=shift).save_pretrained(tmp_path / "ours")
+    if not said:
+        assert convert(tmp_path / "ours", tmp_path / "back").exists()
+        return
+    with pytest.raises(ValueError, match=said):
+        convert(tmp_path / "ours", tmp_path / "back")

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import types
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -299,3 +300,36 @@ def test_hub_name(tmp_path, monkeypatch):
     assert torch.equal(raw_logits(found, ids_of("mdlm"), None), raw_logits(wanted, ids_of("mdlm"), None))
     with pytest.raises(ValueError, match="lab/none"):
         load("lab/none", cache_dir=tmp_path / "cache")
+
+
+def test_a_chat_template_is_downloaded(tmp_path, monkeypatch):
+    local, asked = folder_of(tmp_path, "mdlm"), []
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda path, name, **_: local / name)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda path, **how: asked.append(how) or str(local))
+    load("lab/toy", mask_token_id=MASK)
+    assert any(fnmatch("chat_template.jinja", pattern) for pattern in asked[0]["allow_patterns"])
+
+
+@pytest.mark.parametrize(
+    ("member", "told"),
+    [
+        ("mdlm", {"model_length": 24, "bos_id": 1, "eos_id": 2}),
+        ("bd3lm", {"block_size": 2}),
+        ("sedd", {"model_length": 24, "n_heads": 2}),
+    ],
+)
+def test_what_was_said_otherwise_is_written_back(member, told, tmp_path):
+    asked = SETTINGS.get(member, {})
+    state = {key: x for key, x in dit_state(member).items() if "inv_freq" not in key}
+    convert(folder_of(tmp_path, member, state), tmp_path / "ours", **{**asked, **told})
+    convert(tmp_path / "ours", tmp_path / "back")
+    again, ours = load_foreign(tmp_path / "back", **asked), load_network(tmp_path / "ours")
+    for name in ("vocab_layout", "max_length", "num_heads", "layout"):
+        assert getattr(again.config, name) == getattr(ours.config, name), name
+    assert (told.get("n_heads") is None) or again.config.num_heads == 2
+
+
+def test_sedd_has_no_place_for_another_mask(tmp_path):
+    convert(folder_of(tmp_path, "sedd"), tmp_path / "ours", mask_token_id=7)
+    with pytest.raises(ValueError, match="mask_token_id is 7: SEDD's is its last id 49"):
+        convert(tmp_path / "ours", tmp_path / "back")

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from discdiff.checkpoints.files import CONFIG, open_source
 from discdiff.checkpoints.formats import FORMATS, recognise
+from discdiff.config import checked
 from discdiff.models import DitConfig, HostedConfig, HostedModel, Network
 
 TARGETS = ("ours", "original")
@@ -57,7 +58,8 @@ def convert(
     """A public checkpoint to a folder of ours ("ours"), or such a folder back to the original layout ("original").
 
     to: the direction, by default the one that `src` is not in. Every tensor keeps its dtype and its bits; tokenizer files
-    go along. The folder appears complete or not at all. Raises ValueError as `load_foreign` does, and where `dst` exists.
+    go along. The folder appears complete or not at all. Raises ValueError as `load_foreign` does, where `dst` exists,
+    and where the original layout has no place for what the model is now, such as its shift.
     """
     source, dst = open_source(src), Path(dst)
     is_ours = str(source.config.get("model_type", "")).startswith("discdiff")
@@ -90,6 +92,7 @@ def _export(folder: Path, work: Path, format: str | None) -> None:
     origin = getattr(config, "origin", None) or {}
     name = origin.get("format")
     if not origin and format is None and isinstance(config, HostedConfig):  # a stock model, under its own keys
+        _check_stock(config)
         HostedModel.from_pretrained(folder, dtype="auto").to_host().save_pretrained(work)
         return
     if name not in FORMATS or format not in (None, name):
@@ -97,6 +100,14 @@ def _export(folder: Path, work: Path, format: str | None) -> None:
     said, weights = FORMATS[name].export(config, source)
     save_file(weights, work / "model.safetensors", {"format": "pt"})
     (work / CONFIG).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_stock(config: HostedConfig) -> None:
+    """Raise ValueError for what a stock model cannot say: a mask without a row, another slot that predicts."""
+    rows, mask, natural = config.host_config.vocab_size, config.vocab_layout.mask, config.family.decoder
+    remedy = f"a {config.family.model} has no place to say so, keep the folder of ours"
+    checked("mask id", mask, mask < rows, f"the host has {rows} rows, so what the mask learned would be lost: {remedy}")
+    checked("shift", config.shift, config.shift == natural, remedy)
 
 
 def _config_of(said: dict[str, Any]) -> Any:

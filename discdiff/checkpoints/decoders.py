@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from discdiff.checkpoints.files import Source, check_keys, dtype_name, narrowed, tokenizer_size, weights
-from discdiff.config import to_dict
+from discdiff.config import checked, to_dict
 from discdiff.layout import Layout, Segment
 from discdiff.models.config import as_json, check_count
 
@@ -174,11 +174,12 @@ def load(source: Source, name: str, settings: Mapping[str, Any], dtype: torch.dt
     said = {**source.config, **settings}
     (host, dtypes), shift = stock(source, name, said, dtype), said.get("shift", FAMILIES[name].shift)
     rows = host.config.vocab_size
-    mask = said.get("mask_token_id", said.get("mask_id", _MASKS.get((name, rows))))
+    mask = _mask(said, name, rows)
     if not isinstance(mask, int) or isinstance(mask, bool) or not 0 <= mask < rows:
         raise ValueError(f"mask_token_id is {mask!r} in {source.path} with {rows} ids: pass mask_token_id=...")
-    size = min(said.get("text_size") or tokenizer_size(source.folder) or rows, rows)
-    model = HostedModel.from_host(host, mask_token_id=mask, vocab_size=max(size, mask + 1), shift=shift)
+    size = max(min(said.get("text_size") or tokenizer_size(source.folder) or rows, rows), mask + 1)
+    ends: Any = _ends(said, settings, size, mask)
+    model = HostedModel.from_host(host, mask_token_id=mask, vocab_size=size, shift=shift, tokenizer=ends)
     model.config.origin = {
         "format": name,
         "rows": rows,
@@ -197,11 +198,36 @@ def load(source: Source, name: str, settings: Mapping[str, Any], dtype: torch.dt
     return model.eval()
 
 
+def _mask(said: Mapping[str, Any], name: str, rows: int) -> Any:
+    """The mask id that a configuration says, or that a published table is known to have."""
+    return said.get("mask_token_id", said.get("mask_id", _MASKS.get((name, rows))))
+
+
+class _Ends(NamedTuple):
+    """The two ids that `HostedModel.from_host` reads from a tokenizer whose size and mask it is told."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+
+def _ends(said: Mapping[str, Any], settings: Mapping[str, Any], size: int, mask: int) -> _Ends:
+    """Begin and end token: what was asked for, or a ValueError; else what config.json says, where that is a text id."""
+    found: list[int | None] = []
+    for name, theirs in (("bos_id", "bos_token_id"), ("eos_id", "eos_token_id")):
+        value = settings.get(name, said.get(theirs))
+        value = value[0] if isinstance(value, list) and value else value  # several ends: the first is the one written
+        legal = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size and value != mask
+        checked(name, value, legal or name not in settings, f"give a text id (< {size}) that is not the mask {mask}")
+        found.append(value if legal else None)
+    return _Ends(*found)
+
+
 def export(config: Any, source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and weights in the original layout, from a folder of ours."""
     from discdiff.models.hosted import HostedModel
 
     origin = config.origin or {}
+    said = _told(config)
     dtypes = origin.get("dtypes", {})  # of a checkpoint of several: read in the widest, then each as it came
     model = HostedModel.from_pretrained(source.path, dtype=torch.float32 if dtypes else "auto")
     if model.vocab.modalities:
@@ -214,4 +240,30 @@ def export(config: Any, source: Source) -> tuple[dict[str, Any], dict[str, Tenso
         del out[head]
     elif host.config.tie_word_embeddings:
         out[head] = out[head].clone()  # a file holds each key's own bytes
-    return origin["config"], out
+    return said, out
+
+
+def _told(config: Any) -> dict[str, Any]:
+    """config.json of the original with what the model has otherwise now; ValueError for what it has no place for."""
+    name, said = config.origin["format"], dict(config.origin["config"])
+    vocab, layout = config.vocab_layout, config.layout
+    rows, family = config.host_config.vocab_size, FAMILIES[name]
+    shift, attention = said.get("shift", family.shift), "block_causal" if family.blocks else "full"
+    own = (layout or {}).get("attention", "full")
+    remedy = "which its config.json cannot say otherwise: keep the folder of ours"
+    checked("shift", config.shift, config.shift == shift, f"a {name} has {shift}, {remedy}")
+    checked("attention", own, own == attention, f"that of a {name} is {attention!r}, {remedy}")
+    checked(
+        "mask id", vocab.mask, vocab.mask < rows, f"its row would be lost, {name} has {rows}: keep the folder of ours"
+    )
+    theta = config.host["rope_parameters"]["rope_theta"]
+    if theta != _theta(said).get("rope_theta"):
+        nested = said.get("rope_parameters")
+        said |= {"rope_theta": theta, **({"rope_parameters": nested | {"rope_theta": theta}} if nested else {})}
+    said |= {"mask_token_id": vocab.mask} if vocab.mask != _mask(said, name, rows) else {}
+    said |= {"block_size": layout["block"]} if family.blocks and layout["block"] != said.get("block_size") else {}
+    for token, end in zip(_Ends._fields, (vocab.bos_id, vocab.eos_id)):
+        known = said.get(token)
+        if end is not None and end != (known[0] if isinstance(known, list) and known else known):
+            said[token] = end
+    return said

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from discdiff.checkpoints.files import Source, check_keys, dtype_name, narrowed, weights
-from discdiff.config import to_dict
+from discdiff.config import checked, to_dict
 from discdiff.layout import Layout, Segment, VocabLayout
 from discdiff.models.config import check_count, check_memory
 from discdiff.models.dit import TAIL, THETA, DitConfig, DitModel
@@ -89,7 +89,8 @@ def shapes(config: DitConfig, rows: int) -> dict[str, tuple[int, ...]]:
 def load(source: Source, member: str, overrides: Mapping[str, Any], dtype: torch.dtype | None, ema: bool) -> DitModel:
     """The network of a foreign checkpoint, all of it or a ValueError."""
     prefix = PREFIX if any(key.startswith(PREFIX) for key in source.shapes) else ""
-    said = {**_flat(source, member, prefix), **overrides}
+    usual = _flat(source, member, prefix)
+    said = {**usual, **overrides}
     try:
         config, rows = _config(said, member)
     except (TypeError, KeyError, AttributeError) as error:
@@ -109,7 +110,7 @@ def load(source: Source, member: str, overrides: Mapping[str, Any], dtype: torch
         "format": member,
         "prefix": prefix,
         "rows": rows,
-        "config": source.config or said,
+        "config": _told(source.config, member, usual, overrides) or said,
         "buffers": {key: {"dtype": dtype_name(x), "values": x.tolist()} for key, x in kept.items()},
     }
     found = weights(source, read, {prefix + key: key for key in names(config.num_layers, config.num_classes)})
@@ -135,6 +136,12 @@ def export(config: DitConfig, source: Source) -> tuple[dict[str, Any], dict[str,
             f"{source.path} has modalities beside text, for which the layout of {origin['format']} has no room"
         )
     prefix, rows, width = origin["prefix"], origin["rows"], config.hidden_size
+    if origin["format"] == "sedd":
+        own_mask, mask = rows - 1, config.vocab_layout.mask_id
+        checked(
+            "mask_token_id", mask, mask in (None, own_mask), f"SEDD's is its last id {own_mask}, it has no other place"
+        )
+        checked("time_conditioning", config.time_conditioning, config.time_conditioning, "SEDD always has it")
     own = names(config.num_layers, config.num_classes)
     head = source.read("head.weight")
     out = {
@@ -149,6 +156,19 @@ def export(config: DitConfig, source: Source) -> tuple[dict[str, Any], dict[str,
     for key, kept in origin["buffers"].items():
         out[key] = torch.tensor(kept["values"], dtype=getattr(torch, kept["dtype"]))
     return origin["config"], out
+
+
+def _told(
+    config: dict[str, Any], member: str, usual: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """config.json with what was said in its place; a mask that it leaves to the tokenizer stays unsaid."""
+    told = {key: x for key, x in overrides.items() if usual.get(key) != x}
+    if usual["vocab_size"] != _GPT2_WITH_MASK and not {"mask_token_id", "mask_index"} & set(usual):
+        told.pop("mask_token_id", None)
+    if member != "sedd" or not config:
+        return {**config, **told} if config else {}
+    places = {"n_heads": "n_heads", "model_length": "length", "dropout": "dropout"}
+    return {**config, "model": config["model"] | {places[key]: x for key, x in told.items() if key in places}}
 
 
 def _apart(origin: Mapping[str, Any]) -> list[str | None]:

@@ -10,6 +10,9 @@ from discdiff.checkpoints.files import CONFIG, read_json
 from discdiff.checkpoints.formats import FORMATS
 from discdiff.models import Network, load_network, network_type
 
+# Weights, settings, tokenizer, chat template.
+_KINDS = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"]
+
 
 def load(path: str | Path, *, tokenizer: Any = None, shift: bool | None = None, **settings: Any) -> Network:
     """The network in a folder, in a file of weights, or under a hub name.
@@ -52,7 +55,7 @@ def _fetched(path: str | Path, settings: dict[str, Any]) -> str | Path:
         return path
     for name in options:
         settings.pop(name)
-    return snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"], **options)
+    return snapshot_download(path, allow_patterns=_KINDS, **options)
 
 
 def _is_foreign(path: Path, settings: dict[str, Any]) -> bool:
