@@ -88,6 +88,22 @@ def test_malformed_sequences_are_full_chunks_with_a_flag():
         assert more.actions.shape == (200, 10, 7) and more.malformed.all()
 
 
+def test_what_stands_behind_the_end_or_outside_the_codebook_is_malformed():
+    out = FITTED.encode(X[:5])
+    codes, mask = out.codes.clone(), out.mask.clone()
+    length, good = mask.sum(1), FITTED.decode(out.codes)
+    codes[0, length[0] + 1] = 5  # behind a full chunk and its end
+    codes[1, length[1]] = FITTED.codebook_size
+    codes[2, length[2]] = -7
+    codes[3, length[3] :] = -1  # absent
+    found = FITTED.decode_flagged(codes)
+    assert found.malformed.tolist() == [True, True, True, False, False] and torch.equal(found.actions, good)
+    assert torch.equal(FITTED.decode(codes), found.actions), "nothing is raised"
+    assert not FITTED.decode_flagged(codes, mask).malformed.any(), "the mask leaves those slots out"
+    mask[4, length[4]] = True  # an end that the mask says is data
+    assert FITTED.decode_flagged(out.codes, mask).malformed.tolist() == [False] * 4 + [True]
+
+
 def test_too_few_slots_are_counted():
     short = Fast.fit(X, raw=(6,), mode="range", slots=8)
     out = short.encode(X)

@@ -107,8 +107,8 @@ def test_folders_label_by_name(tmp_path: Path) -> None:
 
 
 def test_metadata_says_more(tmp_path: Path) -> None:
-    folder(tmp_path, "a")
-    with (tmp_path / "metadata.csv").open("w", newline="") as file:
+    folder(tmp_path, "a", 2)
+    with (tmp_path / "metadata.csv").open("w", newline="", encoding="utf-8-sig") as file:
         rows = csv.writer(file)
         rows.writerows([("file_name", "label", "speaker"), ("a/1.wav", "one", "eva"), ("a/0.wav", "two", "jo")])
     clips = sources.read(str(tmp_path), Sounds(source="x"))
@@ -116,6 +116,9 @@ def test_metadata_says_more(tmp_path: Path) -> None:
     assert clips.mask.sum(1).tolist() == [1200, 800]
     with pytest.raises(ValueError, match="nothing is said of 'accent'"):
         clips.column("accent")
+    files.write_wav(tmp_path / "a" / "2.wav", tone(), RATE)
+    with pytest.raises(ValueError, match=r"1 sounds, the first .*2\.wav', have no row"):
+        sources.read(str(tmp_path), Sounds(source="x"))
 
 
 def test_parquet(tmp_path: Path) -> None:

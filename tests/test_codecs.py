@@ -269,7 +269,8 @@ def test_what_cannot_be_wrapped():
     with pytest.raises(ValueError, match="normalize"):
         EncodecTokenizer.wrap(loud)
     tokenizer, _ = made(encodec)
-    for bad, match in ((waves()[:, None], "mono"), (waves().long(), "floats"), (waves() / 0, "not finite")):
+    beyond = (waves() * 2, r"sounds span .*\[-1, 1\]")
+    for bad, match in ((waves()[:, None], "mono"), (waves().long(), "floats"), (waves() / 0, "not finite"), beyond):
         with pytest.raises(ValueError, match=match):
             tokenizer.encode(bad)
     with pytest.raises(ValueError, match="mask"):

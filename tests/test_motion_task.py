@@ -236,7 +236,7 @@ def test_commands_from_end_to_end(tmp_path, capsys):
     tokenizer, model = str(tmp_path / "tokenizer"), str(tmp_path / "model")
     common = ["--steps", "2", "--warmup", "0", "--batch_size", "8", "--progress", "no", "--device", "cpu"]
     size = ["--width", "16", "--code_dim", "8", "--codebook_size", "16", "--num_quantizers", "2", "--blocks", "1"]
-    small = ["--embedded", "40", "--longest", "32"]
+    small = ["--embedded", "40", "--longest", "33"]
     assert main(["tokenizer", "train", *small, *size, *common, "--window", "16", "--out", tokenizer]) == 0
     found = json.loads((tmp_path / "tokenizer" / "metrics.json").read_text())
     assert found["bone_variation_projected"] < 1e-6 < found["bone_variation"] and found["bits_per_second"] == 40
@@ -258,7 +258,7 @@ def test_commands_from_end_to_end(tmp_path, capsys):
     capsys.readouterr()
     for argv, told in (
         (["sample", model, "--caption", "a person wolks"], "did you mean 'walks'"),
-        (["sample", model, "--caption", "a person walks", "--frames", "400"], "at most 32"),
+        (["sample", model, "--caption", "a person walks", "--frames", "34"], "at most 33"),
         (["sample", model], "say what to sample"),
         (["sample", tokenizer, "--caption", "a person walks"], "holds no motion model"),
         (["train", "--tokenizer", model + "x"], "holds no motion tokenizer"),

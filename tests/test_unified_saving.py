@@ -39,7 +39,12 @@ def test_tokenizers_are_referred_to(tmp_path):
     references = {"picture": Reference("../elsewhere"), "sound": Reference("somebody/sound", "v2")}
     replace(tokenizer, references=references).save(tmp_path / "model")
     stored = json.loads((tmp_path / "model" / FILE).read_text())
-    assert stored["tokenizers"]["sound"] == {"type": "Reference", "source": "somebody/sound", "revision": "v2"}
+    assert stored["tokenizers"]["sound"] == {
+        "type": "Reference",
+        "source": "somebody/sound",
+        "revision": "v2",
+        "sha256": "",
+    }
     assert not (tmp_path / "model" / "tokenizers" / "sound").exists()
     asked = []
 
@@ -51,6 +56,24 @@ def test_tokenizers_are_referred_to(tmp_path):
     assert ("somebody/sound", {"revision": "v2"}) in asked and again.references == references
     with pytest.raises(ValueError, match="has 5 codes and depth 2, the vocabulary 5 and 3"):
         UnifiedTokenizer.load(tmp_path / "model", lambda where, **o: Digits(5, 2) if "sound" in where else load(where))
+
+
+def test_weights_that_were_replaced_are_refused(tmp_path):
+    kinds = {"one": ActionBins(ActionBinsConfig(chunk=2, dim=1, codebook_size=4)).eval()}
+    kinds["two"] = ActionBins(ActionBinsConfig(chunk=2, dim=1, codebook_size=4)).eval()
+    kinds["one"].save_pretrained(tmp_path / "one")
+    template = Template((Part("one", (2, 1), axes="th"), Part("two", (2, 1), axes="th")))
+    UnifiedTokenizer.of(template, references={"one": Reference("../one")}, **kinds).save(tmp_path / "model")
+    again = UnifiedTokenizer.load(tmp_path / "model", load_tokenizer)
+    assert len(again.references["one"].sha256) == 64 and set(again.references) == {"one"}
+    next(kinds["one"].buffers()).data += 1
+    for folder, name in ((tmp_path / "one", "one"), (tmp_path / "model" / "tokenizers" / "two", "two")):
+        kept = (folder / "model.safetensors").read_bytes()
+        kinds["one"].save_pretrained(folder)
+        with pytest.raises(ValueError, match=f"the tokenizer of '{name}' .* is not the one that was saved"):
+            UnifiedTokenizer.load(tmp_path / "model", load_tokenizer)
+        (folder / "model.safetensors").write_bytes(kept)
+    UnifiedTokenizer.load(tmp_path / "model", load_tokenizer)
 
 
 def test_the_model_s_vocabulary_is_the_tokenizers(tmp_path):
@@ -146,6 +169,15 @@ def test_tokenizers_of_the_other_package(tmp_path):
         assert a["caption"] == b["caption"]
         for name in kinds:
             assert torch.allclose(a[name].double(), b[name].double(), atol=1e-5), name
+    end = tokenizer.vocab.special("EOC_fast")
+    broken = batch.tokens.clone()
+    broken[1, tokenizer.layout.columns("fast")[1:]] = end
+    assert not tokenizer.malformed(batch.tokens)["fast"].any()
+    assert {name: x.tolist() for name, x in tokenizer.malformed(broken).items()} == {
+        "fast": [False, True, False, False]
+    }
+    with pytest.warns(UserWarning, match="1 of 4 'fast' are malformed"):
+        assert tokenizer.decode(broken)[1]["fast"].shape == (4, 3)
     tokenizer.save(tmp_path)
     again = UnifiedTokenizer.load(tmp_path, load_tokenizer)
     assert torch.equal(again.encode(records).tokens, batch.tokens)

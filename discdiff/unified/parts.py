@@ -59,20 +59,27 @@ def data_codes(part: Part, tokenizer: Any, values: Sequence[Any]) -> list[Tensor
     return [out[i] for i in range(len(values))]
 
 
-def data_values(part: Part, tokenizer: Any, codes: Tensor, mask: Tensor) -> list[Any]:
-    """Raw data of codes (rows, slots, depth) whose content is the mask's (rows, slots) first slots; None where it is empty.
+def data_values(part: Part, tokenizer: Any, codes: Tensor, mask: Tensor) -> tuple[list[Any], list[bool]]:
+    """Raw data of codes (rows, slots, depth) whose content is the mask's (rows, slots) first slots, None where it is empty; and
+    which rows were malformed, as a tokenizer says that has `decode_flagged(codes)` -> data, flags (rows,).
 
     Rows of equally many slots are decoded together.
     """
     counts = mask.sum(1).tolist()
     out: list[Any] = [None] * len(counts)
+    malformed = [False] * len(counts)
+    flagged = getattr(tokenizer, "decode_flagged", None)
     for members in _groups((i, n) for i, n in enumerate(counts) if n):
         n = counts[members[0]]
         grid = (n // part.frame, *part.grid[1:])
         some = codes[members, :n].to(getattr(tokenizer, "device", "cpu"))
-        for i, value in zip(members, tokenizer.decode(some, grid, None), strict=True):
-            out[i] = value.cpu()
-    return out
+        if flagged is None:
+            values, flags = tokenizer.decode(some, grid, None), [False] * len(members)
+        else:
+            values, flags = flagged(some)
+        for i, value, flag in zip(members, values, flags, strict=True):
+            out[i], malformed[i] = value.cpu(), bool(flag)
+    return out, malformed
 
 
 def stacked(part: Part, found: Sequence[Tensor], depth: int) -> Codes:

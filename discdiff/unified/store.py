@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ _KEYS = {"vocab", "template", "tokenizers"}
 
 @dataclass(frozen=True)
 class Reference:
-    """Where a tokenizer is: a folder (relative to the file that names it, or absolute) or a hub name with a revision."""
+    """Where a tokenizer is: a folder (relative to the file that names it, or absolute) or a hub name with a revision.
+
+    sha256: of a folder's model.safetensors, which `save` notes and `load` compares; empty where there is none.
+    """
 
     source: str
     revision: str = ""
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         checked(
@@ -47,7 +52,7 @@ def save(unified: Any, folder: Path) -> None:
         if reference is None:
             reference = Reference(f"{OWN}/{name}")
             tokenizer.save_pretrained(folder / OWN / name)
-        references[name] = reference
+        references[name] = replace(reference, sha256=_digest(folder / reference.source))
     data = {
         "vocab": json.loads(unified.vocab.to_json()),
         "template": to_dict(unified.template),
@@ -76,6 +81,11 @@ def load(folder: Path, load: Any, load_text: Any = None) -> dict[str, Any]:
     for name, reference in references.items():
         inside = folder / reference.source
         path = str(inside) if inside.is_dir() else reference.source
+        if reference.sha256 and reference.sha256 != _digest(inside):
+            raise ValueError(
+                f"the tokenizer of {name!r} in {str(inside)!r} is not the one that was saved, its model.safetensors is "
+                "another: bring that back, or save again with this one"
+            )
         options = {"revision": reference.revision} if reference.revision else {}
         found[name] = (
             (_text if load_text is None else load_text)(path, **options) if name == "text" else load(path, **options)
@@ -84,6 +94,15 @@ def load(folder: Path, load: Any, load_text: Any = None) -> dict[str, Any]:
     kept = {name: r for name, r in references.items() if r.source != f"{OWN}/{name}"}
     text = found.pop("text", None)
     return {"vocab": vocab, "template": template, "text": text, "tokenizers": found, "references": kept}
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 of a folder's weights, empty where it has none."""
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        return ""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _text(path: str, **options: Any) -> Any:

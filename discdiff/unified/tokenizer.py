@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -214,17 +215,30 @@ class UnifiedTokenizer:
         return {part.name: self._read(part, tokens.cpu()) for part in self.template.parts}
 
     def decode(self, tokens: Tensor) -> list[dict[str, Any]]:
-        """Rows to records: strings and raw data, each of its own length; None for a part that is absent or empty."""
+        """Rows to records: strings and raw data, each of its own length; None for a part that is absent or empty.
+
+        Warns of parts whose codes their tokenizer calls malformed; `malformed` says which.
+        """
         out: list[dict[str, Any]] = [{} for _ in range(len(tokens))]
         for name, (codes, mask) in self.codes(tokens).items():
-            assert mask is not None
             part = self.template.part(name)
             absent = (tokens[:, self.layout.columns(name)] == self.vocab.pad).all(1).tolist()
-            read = self._texts if part.modality == "text" else data_values
-            values = read(part, self._tokenizer(part), codes, mask)
+            values, wrong = self._values(part, codes, mask)
+            if any(wrong):
+                told = f"{sum(wrong)} of {len(wrong)} {name!r} are malformed: see UnifiedTokenizer.malformed"
+                warnings.warn(told, stacklevel=2)
             for record, value, gone in zip(out, values, absent, strict=True):
                 record[name] = None if gone else value
         return out
+
+    def malformed(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Of every part whose tokenizer has `decode_flagged`, which rows (batch,) hold codes of no data; not the absent ones.
+
+        Raises ValueError as `codes` does.
+        """
+        own = {p.name for p in self.template.parts if hasattr(self._tokenizer(p), "decode_flagged")}
+        found = {name: read for name, read in self.codes(tokens).items() if name in own}
+        return {name: torch.tensor(self._values(self.template.part(name), *read)[1]) for name, read in found.items()}
 
     @property
     def undecodable(self) -> tuple[int, ...]:
@@ -249,7 +263,14 @@ class UnifiedTokenizer:
         local = self.vocab.to_local(torch.where(mask[..., None] & ~missing, ids, first), part.modality)
         return Codes(local.masked_fill(missing, ABSENT_LEVEL), mask)
 
-    def _texts(self, part: Part, tokenizer: Any, codes: Tensor, mask: Tensor) -> list[str]:
+    def _values(self, part: Part, codes: Tensor, mask: Tensor | None) -> tuple[list[Any], list[bool]]:
+        """Data of rows, and which of them are malformed."""
+        assert mask is not None
+        if part.modality == "text":
+            return self._texts(part, self.text, codes, mask), [False] * len(codes)
+        return data_values(part, self._tokenizer(part), codes, mask)
+
+    def _texts(self, part: Part, tokenizer: Any, codes: Tensor, mask: Tensor) -> list[Any]:
         if bool((codes >= len(tokenizer)).any()):
             raise ValueError(
                 f"{part.name!r} holds the id {int(codes.max())}, the tokenizer has {len(tokenizer)}: sample with "

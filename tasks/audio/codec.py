@@ -22,14 +22,19 @@ from tokenizers_vq.base import TokenizerOutput as Codes
 from tokenizers_vq.metrics import code_counts, perplexity, signal_to_noise, usage
 from tokenizers_vq.spectra import mel_distance
 
-TASK, MODEL = "task.json", "model"
+TASK, MODEL, CODES = "task.json", "model", "codes"
 
 
 def windows(clips: Clips, size: int) -> Arrays:
-    """Sounds cut into rows of `size` samples, x and mask; rows with less than an eighth of sound are left out."""
+    """Sounds cut into rows of `size` samples, x and mask; rows with less than an eighth of sound are left out.
+
+    Raises ValueError where none is left.
+    """
     room = -clips.x.shape[1] % size
     x, mask = (torch.nn.functional.pad(part, (0, room)).unflatten(1, (-1, size)).flatten(0, 1) for part in clips[:2])
     kept = mask.sum(1) >= size / 8
+    fewer = "no sound fills an eighth of it: give a smaller --window_seconds"
+    checked("window_seconds", f"{size} samples", bool(kept.any()), fewer)
     return Arrays(x=x[kept], mask=mask[kept])
 
 
@@ -101,7 +106,7 @@ def train(prog: str, argv: Sequence[str]) -> None:
     tokenizer = build(config, settings.seed)
     clips, valid = load(sounds)
     tell(clips, valid, sounds)
-    write_task(folder, {"sounds": sounds, "windows": chosen["windows"]})
+    write_task(folder, {"sounds": sounds, "windows": chosen["windows"], "codec": config.to_diff_dict()})
     seconds = chosen["windows"].window_seconds
     tokenizer = fit_codec(tokenizer, clips, seconds, settings, folder / MODEL, resume="auto")
     _report(folder, tokenizer, valid)
@@ -120,7 +125,9 @@ def opened(folder: Path) -> tuple[AudioTokenizer, Sounds]:
         raise ValueError(
             f"{str(folder)!r} holds no audio tokenizer: run python -m tasks.audio tokenizer train --out it, to its end"
         )
-    sounds = from_dict(read_json(folder / TASK).get("sounds", {}), {"Sounds": Sounds})
+    stored = read_json(folder / TASK)
+    checked("tokenizer", str(folder), "generator" not in stored, "that is a model: give what tokenizer train wrote")
+    sounds = from_dict(stored.get("sounds", {}), {"Sounds": Sounds})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return AudioTokenizer.from_pretrained(folder / MODEL).to(device), sounds
 
@@ -131,11 +138,23 @@ def rates_fit(tokenizer: AudioTokenizer, sounds: Sounds) -> None:
     checked("sample_rate", sounds.sample_rate, sounds.sample_rate == wanted, f"{wanted}, as the tokenizer has")
 
 
-def write_task(folder: Path, parts: Mapping[str, Any]) -> None:
-    """Settings and what else is plain data, as task.json."""
+def write_task(folder: Path, parts: Mapping[str, Any], source: Path | None = None) -> None:
+    """Settings and what else is plain data, as task.json; source: folder of the tokenizer whose codes are learned.
+
+    Raises ValueError where the folder holds what was trained otherwise, or on another tokenizer: it would go on as that.
+    """
+    path = folder / TASK
+    text = json.dumps({name: to_dict(part) for name, part in parts.items()}, indent=2) + "\n"
+    copied = path.is_file() and "generator" in read_json(path)  # its tokenizer is a copy, which may be written again
+    made = (CODES, f"{CODES}_training", f"{MODEL}_training", *(() if copied else (MODEL,)))
+    if any((folder / name).is_dir() for name in made):
+        same = path.is_file() and path.read_text(encoding="utf-8") == text
+        if source is not None:
+            weights = [place / MODEL / "model.safetensors" for place in (folder, source)]
+            same = same and weights[0].is_file() and weights[0].read_bytes() == weights[1].read_bytes()
+        checked("out", str(folder), same, "it holds what was trained with other settings or codes: give another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({name: to_dict(part) for name, part in parts.items()}, indent=2)
-    (folder / TASK).write_text(text + "\n", encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def write_figures(folder: Path, found: Mapping[str, float]) -> None:

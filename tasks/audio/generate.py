@@ -15,6 +15,7 @@ from discdiff.config import checked, from_dict, read_json
 from discdiff.models import DiscDiffModel
 from tasks.audio import codec as codecs
 from tasks.audio import page
+from tasks.audio.codec import CODES
 from tasks.audio.files import write_wav
 from tasks.audio.judge import fit_judge, right, share
 from tasks.audio.page import Heard, ends, spread
@@ -25,8 +26,6 @@ from tasks.common.judge import Judge
 from tasks.common.methods import both_ways
 from tasks.common.sections import Drawing, sampler_of
 from tokenizers_vq.audio import AudioTokenizer
-
-CODES = "codes"
 
 
 @dataclass(frozen=True)
@@ -95,12 +94,17 @@ class Trained:
         return generation.layout_of(self.model).vocab.modalities[0].depth
 
 
+def depth_of(tokenizer: AudioTokenizer, wanted: Generator) -> int:
+    """Levels that a model is to make. Raises ValueError for more than the tokenizer has."""
+    checked("depth", wanted.depth, wanted.depth <= tokenizer.depth, f"at most the tokenizer's {tokenizer.depth}")
+    return wanted.depth or tokenizer.depth
+
+
 def fit_model(
     tokenizer: AudioTokenizer, clips: Clips, wanted: Generator, settings: Any, folder: Path, resume: str | None = None
 ) -> tuple[DiscDiffModel, Told]:
     """A model of the sounds' codes, saved to `folder`, and what it is told."""
-    checked("depth", wanted.depth, wanted.depth <= tokenizer.depth, f"at most the tokenizer's {tokenizer.depth}")
-    depth, told = wanted.depth or tokenizer.depth, Told.of(clips, wanted.condition)
+    depth, told = depth_of(tokenizer, wanted), Told.of(clips, wanted.condition)
     out = codecs.encode(tokenizer, clips.x, clips.mask)
     data = generation.Coded(told.ids(torch.tensor(told.known)[:, :-1]), out.codes[..., :depth], out.mask)
     layout = generation.layout_for("audio", tokenizer.codebook_size, depth, out.grid, len(told.columns), told.size, "t")
@@ -140,14 +144,17 @@ def train(prog: str, argv: Sequence[str]) -> None:
     sections = {"generator": Generator, "training": Training, "output": Output}
     chosen = parse(prog, argv, {**sections, **({"sounds": Sounds} if given else {})})
     wanted, folder = chosen["generator"], Path(chosen["output"].out)
-    tokenizer, sounds = codecs.opened(Path(wanted.tokenizer))
+    source = Path(wanted.tokenizer)
+    tokenizer, sounds = codecs.opened(source)
+    checked("out", str(folder), folder.resolve() != source.resolve(), "that is the tokenizer's: give another folder")
+    depth_of(tokenizer, wanted)
     sounds = chosen["sounds"] if given else sounds
     codecs.rates_fit(tokenizer, sounds)
     clips, valid = load(sounds)
     codecs.tell(clips, valid, sounds)
-    tokenizer.save_pretrained(folder / codecs.MODEL)
     told = Told.of(clips, wanted.condition)
-    codecs.write_task(folder, {"sounds": sounds, "generator": wanted, "told": told})
+    codecs.write_task(folder, {"sounds": sounds, "generator": wanted, "told": told}, source)
+    tokenizer.save_pretrained(folder / codecs.MODEL)
     fit_model(tokenizer, clips, wanted, chosen["training"], folder / CODES, resume="auto")
     print(f"trained on {len(clips.x)} sounds, told {', '.join(wanted.condition)}: {folder}")
 
@@ -177,6 +184,9 @@ def evaluate(prog: str, argv: Sequence[str]) -> None:
     sampler, rate = sampler_of(prog, inside, chosen["drawing"]), trained.sounds.sample_rate
     clips, valid = load(trained.sounds)
     column = trained.told.columns[0]
+    known = set(clips.column(column)) & set(trained.told.values[0])
+    unknown = sorted(set(valid.column(column)) - known)
+    checked(column, unknown[:3], not unknown, "no training sound has them: keep other sounds back")
     judge, labels = fit_judge(clips, column, rate, judged)
     found, (made, mask) = accuracies(trained, judge, labels, valid, judged.copies, **sampler)
     codecs.write_figures(folder, found)

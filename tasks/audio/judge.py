@@ -28,10 +28,13 @@ def features(x: Tensor, mask: Tensor, rate: int) -> tuple[Tensor, Tensor]:
 
 
 def fit_judge(clips: Clips, column: str, rate: int, judged: Judged) -> tuple[Judge, list[str]]:
-    """A classifier of a column, trained on real sounds alone, clean and with white noise, and the values by number."""
+    """A classifier of a column, trained on real sounds alone, clean and with white noise, and the values by number.
+
+    Raises ValueError for other numbers of values than 2 to 1000.
+    """
     said = clips.column(column)
     labels = sorted(set(said))
-    checked(column, labels[:3], len(labels) > 1, "at least two values, so that they can be told apart")
+    checked(column, labels[:3], 1 < len(labels) <= 1000, "between 2 and 1000 values, so that they can be told apart")
     given = [clips.x] + [noisy(clips.x, clips.mask, judged.judge_seed + copy) for copy in range(judged.noisy_copies)]
     parts = [features(x, clips.mask, rate) for x in given]
     x, mask = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -132,10 +132,14 @@ def _folder(path: Path) -> Found:
     if not table.is_file():
         yield from ((str(file), file, {} if file.parent == path else {"label": file.parent.name}) for file in files)
         return
-    with table.open(encoding="utf-8", newline="") as opened:
+    with table.open(encoding="utf-8-sig", newline="") as opened:  # spreadsheets begin it with a mark
         rows = list(csv.DictReader(opened))
     if not rows or "file_name" not in rows[0]:
         raise ValueError(f"{str(table)!r} has no column file_name: it says which file a row is about")
+    named = {path / row["file_name"] for row in rows}
+    bare = [str(file) for file in files if file not in named]
+    if bare:
+        raise ValueError(f"{len(bare)} sounds, the first {bare[0]!r}, have no row in {str(table)!r}: give each one")
     for row in rows:
         name = row.pop("file_name")
         yield str(path / name), path / name, {key: value for key, value in row.items() if key and value is not None}

@@ -40,6 +40,22 @@ class Lexicon:
         words = sorted({word for each in lists for word in each} - {ABSENT, UNKNOWN})
         return cls((ABSENT, UNKNOWN, *words), max(1, min(longest, max(map(len, lists), default=1))))
 
+    @classmethod
+    def whole(cls, said: Sequence[str], longest: int, labels: bool = False, others: Sequence[str] = ()) -> Lexicon:
+        """The words of captions that are read to their ends; labels: they are names that must not be confused; others: captions
+        that are not learned. Raises ValueError for captions of more than `longest` words, and for labels that have the same.
+        """
+        most = max((*said, *others), key=lambda each: len(split(each)), default="")
+        count = len(split(most))
+        checked("words", longest, count <= longest, f"the caption {most!r} has {count}: give --words {count}")
+        if labels:
+            table: dict[tuple[str, ...], list[str]] = {}
+            for label in sorted(set(said)):
+                table.setdefault(tuple(split(label)), []).append(label)
+            same = [names for words, names in table.items() if len(names) > 1 or not words]
+            checked("labels", same[:3], not same, "only letters, digits, - and ' are read, in lower case: rename them")
+        return cls.of(said, longest)
+
     def ids(self, captions: Sequence[str]) -> Tensor:
         """Captions to ids (n, length), cut or filled."""
         table = {word: i for i, word in enumerate(self.words)}
@@ -51,7 +67,10 @@ class Lexicon:
         return [" ".join(self.words[i] for i in row if i and i < len(self.words)) for row in ids.tolist()]
 
     def check(self, caption: str) -> None:
-        """Raise ValueError naming the words that no training caption has, and those nearest to them."""
+        """Raise ValueError naming the words that no training caption has, and those nearest to them, and for no words at all;
+        an empty caption says nothing.
+        """
+        checked("caption", caption, not caption.strip() or bool(split(caption)), "it has no word")
         unknown = [word for word in split(caption) if word not in self.words]
         near = [difflib.get_close_matches(word, self.words[2:], n=1) for word in unknown]
         hints = [

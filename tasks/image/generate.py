@@ -54,17 +54,7 @@ def lexicon_of(said: Sequence[str], wanted: Generator, others: Sequence[str] = (
 
     Raises ValueError for captions longer than `--words`, and for labels that have the same words.
     """
-    longest = max((*said, *others), key=lambda each: len(split(each)), default="")
-    count = len(split(longest))
-    checked("words", wanted.words, count <= wanted.words, f"the caption {longest!r} has {count}: give --words {count}")
-    lexicon = Lexicon.of(said, wanted.words)
-    if wanted.condition == "label":
-        table: dict[tuple[str, ...], list[str]] = {}
-        for label in sorted(set(said)):
-            table.setdefault(tuple(split(label)), []).append(label)
-        same = [names for words, names in table.items() if len(names) > 1 or not words]
-        checked("labels", same[:3], not same, "only letters, digits, - and ' are read, in lower case: rename them")
-    return lexicon
+    return Lexicon.whole(said, wanted.words, wanted.condition == "label", others)
 
 
 def fit_model(

@@ -1,7 +1,7 @@
 """python -m tasks.motion tokenizer train|evaluate, train|sample|evaluate: motions as tokens, and from captions.
 
 python -m tasks.motion tokenizer train --out runs/motion/tokenizer             # stick figures that need no download
-python -m tasks.motion tokenizer train --source mocap/ --depth 6 --out runs/mocap/tokenizer      # BVH, HumanML3D, npz
+python -m tasks.motion tokenizer train --source mocap/ --num_quantizers 6 --out runs/mocap/tokenizer      # BVH, HumanML3D, npz
 python -m tasks.motion tokenizer evaluate runs/motion/tokenizer
 python -m tasks.motion train --tokenizer runs/motion/tokenizer --out runs/motion/model
 python -m tasks.motion sample runs/motion/model --caption "a person walks slowly" --sampler remdm_cap --sampler.steps 32

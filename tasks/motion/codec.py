@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from discdiff.cli import parse
-from discdiff.config import from_dict, read_json, to_dict
-from discdiff.training import checkpoints
+from discdiff.config import checked, from_dict, read_json, to_dict
 from tasks.common.fitting import Arrays, Reconstruction, fit
 from tasks.common.sections import training
 from tasks.motion import page
@@ -24,7 +23,7 @@ from tokenizers_vq.base import TokenizerOutput as Encoded
 from tokenizers_vq.metrics import code_counts, perplexity, usage
 from tokenizers_vq.motion import MotionTokenizer, MotionTokenizerConfig, bone_variation, mpjpe, statistics
 
-TASK, MODEL = "task.json", "model"
+TASK, MODEL, CODES = "task.json", "model", "codes"
 Training = training(steps=1500, batch_size=64, learning_rate=1e-3, warmup=50, ema=0.995)
 
 
@@ -52,7 +51,9 @@ def opened(folder: Path) -> tuple[MotionTokenizer, Motions]:
         raise ValueError(
             f"{str(folder)!r} holds no motion tokenizer: run python -m tasks.motion tokenizer train --out it"
         )
-    settings = from_dict(read_json(folder / TASK).get("motions", {}), {"Motions": Motions})
+    stored = read_json(folder / TASK)
+    checked("tokenizer", str(folder), "generator" not in stored, "that is a model: give what tokenizer train wrote")
+    settings = from_dict(stored.get("motions", {}), {"Motions": Motions})
     if not isinstance(settings, Motions):
         raise ValueError(f"{str(folder / TASK)!r} names no motions: it is no tokenizer's")
     return MotionTokenizer.from_pretrained(folder / MODEL), settings
@@ -126,7 +127,8 @@ def train(prog: str, argv: Sequence[str]) -> None:
     clips = load(chosen["motions"])
     tokenizer = build(chosen["codec"], clips, settings.seed)
     tell(clips)
-    write_task(folder, {"motions": to_dict(chosen["motions"]), "codec": tokenizer.config.to_diff_dict()})
+    parts = {"motions": to_dict(chosen["motions"]), "windows": to_dict(chosen["windows"])}
+    write_task(folder, {**parts, "codec": tokenizer.config.to_diff_dict()})
     tokenizer = fit_codec(tokenizer, clips, chosen["windows"].window, settings, folder / MODEL, resume="auto")
     report(folder, tokenizer, clips)
 
@@ -147,12 +149,21 @@ def overridden(stored: Motions, given: Motions, argv: Sequence[str]) -> Motions:
     return replace(stored, **{f.name: getattr(given, f.name) for f in fields(Motions) if f.name in flags})
 
 
-def write_task(folder: Path, settings: Any, weights: str = MODEL) -> None:
-    """Settings beside the weights. Raises ValueError where the folder holds checkpoints of other settings."""
+def write_task(folder: Path, settings: Any, source: Path | None = None) -> None:
+    """Settings beside the weights; source: folder of the tokenizer whose codes are learned.
+
+    Raises ValueError where the folder holds what was trained otherwise, or on another tokenizer: it would go on as that.
+    """
     path = folder / TASK
     text = json.dumps(settings, indent=2) + "\n"
-    if path.exists() and path.read_text(encoding="utf-8") != text and checkpoints(folder / f"{weights}_training"):
-        raise ValueError(f"{str(folder)!r} holds checkpoints of other settings: give the same, or choose another --out")
+    copied = path.is_file() and "generator" in read_json(path)  # its tokenizer is a copy, which may be written again
+    made = (CODES, f"{CODES}_training", f"{MODEL}_training", *(() if copied else (MODEL,)))
+    if any((folder / name).is_dir() for name in made):
+        same = path.is_file() and path.read_text(encoding="utf-8") == text
+        if source is not None:
+            weights = [place / MODEL / "model.safetensors" for place in (folder, source)]
+            same = same and weights[0].is_file() and weights[0].read_bytes() == weights[1].read_bytes()
+        checked("out", str(folder), same, "it holds what was trained with other settings or codes: give another --out")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class Trained:
     @property
     def longest(self) -> int:
         """Frames of the longest motion it makes."""
-        return generation.layout_of(self.model).segments[1].slots * self.tokenizer.frames_per_slot
+        slots = generation.layout_of(self.model).segments[1].slots
+        return min(slots * self.tokenizer.frames_per_slot, self.motions.longest)
 
 
 def told(clip: Clip, condition: str) -> str:
@@ -60,8 +61,10 @@ def coded(
 
 
 def lexicon_of(clips: Clips, wanted: Generator) -> Lexicon:
-    """The words that training motions are told by."""
-    return Lexicon.of([told(clip, wanted.condition) for clip in clips.of(TRAIN)], wanted.words)
+    """The words that training motions are told by. Raises ValueError for captions that do not fit and labels alike."""
+    said = [told(clip, wanted.condition) for clip in clips.of(TRAIN)]
+    others = [told(clip, wanted.condition) for clip in clips.clips if clip.split != TRAIN]
+    return Lexicon.whole(said, wanted.words, wanted.condition == "label", others)
 
 
 def fit_model(
@@ -98,14 +101,14 @@ def drawn(
 
 def opened(folder: Path) -> Trained:
     """What `train` left in a folder. Raises ValueError for any other folder, and where training has not ended."""
-    if not (folder / codecs.TASK).is_file() or not (folder / "codes" / "config.json").is_file():
+    if not (folder / codecs.TASK).is_file() or not (folder / codecs.CODES / "config.json").is_file():
         raise ValueError(
             f"{str(folder)!r} holds no motion model: run python -m tasks.motion train --out it, to its end"
         )
     stored = read_json(folder / codecs.TASK)
     parts = [from_dict(stored.get(name, {}), KINDS) for name in ("motions", "generator", "lexicon")]
     tokenizer = MotionTokenizer.from_pretrained(folder / codecs.MODEL)
-    model = generation.loaded(folder / "codes")
+    model = generation.loaded(folder / codecs.CODES)
     same = generation.layout_of(model).vocab.modalities[0]
     fits = (same.codebook, same.depth) == (tokenizer.codebook_size, tokenizer.depth)
     mine = f"{tokenizer.depth} levels of {tokenizer.codebook_size}, as the tokenizer beside the model has"
@@ -118,15 +121,19 @@ def train(prog: str, argv: Sequence[str]) -> None:
     sections: dict[str, type] = {"generator": Generator, "training": Training, "output": Output, "motions": Motions}
     chosen = parse(prog, argv, sections)
     wanted, folder = chosen["generator"], Path(chosen["output"].out)
-    tokenizer, stored = codecs.opened(Path(wanted.tokenizer))
+    source = Path(wanted.tokenizer)
+    tokenizer, stored = codecs.opened(source)
+    checked("out", str(folder), folder.resolve() != source.resolve(), "that is the tokenizer's: give another folder")
     motions = codecs.overridden(stored, chosen["motions"], argv)
     clips = codecs.load_for(tokenizer, motions)
     codecs.tell(clips)
     lexicon = lexicon_of(clips, wanted)
+    motions = replace(motions, longest=max(len(clip.frames) for clip in clips.of(TRAIN)))  # samples get no longer
     parts = {"motions": motions, "generator": wanted, "lexicon": lexicon}
-    codecs.write_task(folder, {name: to_dict(part) for name, part in parts.items()}, "codes")
+    codecs.write_task(folder, {name: to_dict(part) for name, part in parts.items()}, source)
     tokenizer.save_pretrained(folder / codecs.MODEL)
-    fit_model(tokenizer, clips, lexicon, wanted, chosen["training"], folder / "codes", motions.longest, resume="auto")
+    place = folder / codecs.CODES
+    fit_model(tokenizer, clips, lexicon, wanted, chosen["training"], place, motions.longest, resume="auto")
     print(f"trained on {len(clips.of(TRAIN))} motions, {len(lexicon.words)} words: {folder}")
 
 
@@ -167,8 +174,8 @@ def evaluate(prog: str, argv: Sequence[str]) -> None:
     trained, judged = opened(folder), chosen["judged"]
     sampler = sampler_of(prog, inside, chosen["drawing"])
     clips = codecs.load_for(trained.tokenizer, trained.motions)
+    kept = clips.of(VALID, TEST)
     judge, labels = fit_judge(trained.tokenizer, clips, folder / "judge", judged)
-    kept = [clip for clip in clips.clips if clip.split in (VALID, TEST)]
     found, made = accuracies(trained, judge, labels, kept, judged.copies, **sampler)
     codecs.write_figures(folder, found)
     vectors = trained.tokenizer.vectors
@@ -179,7 +186,7 @@ def evaluate(prog: str, argv: Sequence[str]) -> None:
     samples = [(rows[i].caption, vectors.skeleton.project(vectors.recover(made[i]))) for i in numbers]
     real = [(rows[i].caption, vectors.recover(rows[i].frames)) for i in numbers]
     rates = {name: f"{found[name]:.1%}" for name in ("real", "from_codes", "samples", "shuffled_captions")}
-    log = folder / "codes_training" / "metrics.jsonl"
+    log = folder / f"{codecs.CODES}_training" / "metrics.jsonl"
     fps = trained.tokenizer.config.fps
     print(
         page.model(
@@ -201,9 +208,14 @@ def features(tokenizer: MotionTokenizer, frames: Sequence[Tensor], longest: int)
 
 
 def fit_judge(tokenizer: MotionTokenizer, clips: Clips, folder: Path, judged: Judged) -> tuple[Judge, list[str]]:
-    """A classifier of labels, trained on the real training motions alone, and the labels by number."""
-    known, labels = clips.of(TRAIN), clips.labels
-    checked("labels", len(labels), len(labels) > 1, "at least two, so that they can be told apart")
+    """A classifier of labels, trained on the real training motions alone, and their labels by number. Raises ValueError, before
+    any work, for other numbers of labels than 2 to 1000 and for motions of labels that none of them has.
+    """
+    known = clips.of(TRAIN)
+    labels = sorted({clip.label for clip in known})
+    checked("labels", labels[:3], 1 < len(labels) <= 1000, "between 2 and 1000 values, so that they can be told apart")
+    unknown = sorted(set(clips.labels) - set(labels))
+    checked("labels", unknown[:3], not unknown, "no training motion has them: keep other motions back")
     x, mask = features(tokenizer, [clip.frames for clip in known], max(len(clip.frames) for clip in clips.clips))
     label = torch.tensor([labels.index(clip.label) for clip in known])
     judge = train_judge(x, label, folder, mask, steps=judged.judge_steps, seed=judged.judge_seed)

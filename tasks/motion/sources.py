@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,15 @@ from tasks.motion.settings import EMBEDDED, Motions
 from tokenizers_vq.motion import FrameVectors, Skeleton, read_bvh
 
 _MANY = 20_000  # frames from which the bones' lengths are taken
+_SPLITS = {TRAIN: TRAIN, VALID: VALID, "val": VALID, "validation": VALID, "dev": VALID, TEST: TEST}
 
 
 class _Reader:
     """Runs a reader of one file after the other; a damaged one stops it, or is named and counted."""
 
     def __init__(self, settings: Motions) -> None:
-        self.settings, self.damaged, self.short, self.cut = settings, [], 0, 0  # type: ignore[var-annotated]
+        self.settings, self.damaged = settings, []  # type: ignore[var-annotated]
+        self.short = self.cut = self.unlisted = 0
 
     def each(self, names: Iterable[str], read: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
         for name in names:
@@ -61,6 +64,7 @@ class _Reader:
     def notes(self) -> tuple[str, ...]:
         told = [(self.short, f"shorter than {self.settings.shortest} frames, left out")]
         told += [(self.cut, f"cut to {self.settings.longest} frames")]
+        told += [(self.unlisted, "in none of train.txt, val.txt and test.txt, left out")]
         told += [(len(self.damaged), f"damaged and left out, the first: {(self.damaged or [''])[0]}")]
         return tuple(f"{count} motions are {what}" for count, what in told if count)
 
@@ -126,7 +130,7 @@ def _bvh(folder: Path, files: list[str], settings: Motions, reader: _Reader, vec
         words = " ".join(re.findall(r"[A-Za-z]+", stem)).lower()
         caption = row.get("text", words)
         label = row.get("label", Path(name).parent.name or words)
-        found.append((name, own.process(positions), caption, label, row.get("split", held_out(n))))
+        found.append((name, own.process(positions), caption, label, _split(name, row, n)))
     return Clips(reader.clips(found), own, settings.fps, reader.notes)
 
 
@@ -165,7 +169,7 @@ def _positions(folder: Path, settings: Motions, reader: _Reader, vectors: FrameV
         row = rows[name]
         label = row.get("label", row.get("content", row["caption"]))
         if len(positions) > 1:
-            found.append((name, own.process(positions), row["caption"], label, row.get("split", held_out(n))))
+            found.append((name, own.process(positions), row["caption"], label, _split(name, row, n)))
     return Clips(reader.clips(found), own, settings.fps, reader.notes)
 
 
@@ -190,7 +194,7 @@ def _channels(folder: Path, settings: Motions, reader: _Reader, vectors: FrameVe
         row = rows[name]
         caption = row.get("caption", row.get("action", name))
         label = row.get("label", row.get("action", caption))
-        found.append((name, frames, caption, label, row.get("split", held_out(n))))
+        found.append((name, frames, caption, label, _split(name, row, n)))
     return Clips(reader.clips(found), None, 0.0, reader.notes)
 
 
@@ -201,6 +205,9 @@ def _vectors(folder: Path, settings: Motions, reader: _Reader, vectors: FrameVec
     for file, split in (("train", TRAIN), ("val", VALID), ("test", TEST)):
         if (folder / f"{file}.txt").exists():
             splits |= dict.fromkeys((folder / f"{file}.txt").read_text(encoding="utf-8").split(), split)
+    listed = [name for name in names if name in splits] if splits else names
+    reader.unlisted = len(names) - len(listed)
+    checked("motions", len(listed), bool(listed), f"the lists of splits in {str(folder)!r} name none of them")
 
     def read(name: str) -> tuple[Tensor, str]:
         path, text = folder / "new_joint_vecs" / f"{name}.npy", folder / "texts" / f"{name}.txt"
@@ -211,15 +218,14 @@ def _vectors(folder: Path, settings: Motions, reader: _Reader, vectors: FrameVec
         lines = text.read_text(encoding="utf-8").splitlines() if text.exists() else [name]
         return torch.tensor(np.asarray(array, dtype=np.float32)), (lines or [name])[0].split("#")[0].strip()
 
-    read_all = list(reader.each(names, read))
+    read_all = list(reader.each(listed, read))
     checked("motions", len(read_all), bool(read_all), f"none in {str(folder)!r} can be read")
-    if vectors is None:
-        plain = skeletons.public(read_all[0][1][0].shape[1])
-        vectors = skeletons.with_bones(plain, plain.recover(read_all[0][1][0]))
+    first = read_all[0][1][0]
+    plain = skeletons.public(first.shape[1])
+    vectors = _same(vectors, plain if vectors else skeletons.with_bones(plain, plain.recover(first)), str(folder))
     found = []
     for n, (name, (frames, caption)) in enumerate(read_all):
-        split = splits.get(name, held_out(n)) if splits else held_out(n)
-        found.append((name, frames, caption, caption, split))
+        found.append((name, frames, caption, caption, splits[name] if splits else held_out(n)))
     return Clips(reader.clips(found), vectors, settings.fps, reader.notes)
 
 
@@ -234,6 +240,13 @@ def _frames(
     if settings.right or settings.left or settings.feet:
         return skeletons.named(bones, settings.right, settings.left, settings.feet)
     return skeletons.guess(bones, frames)
+
+
+def _split(name: str, row: dict[str, Any], number: int) -> str:
+    """What a motion is for, as its row says it or else by its number."""
+    told = str(row.get("split", held_out(number)))
+    checked("split", told, told in _SPLITS, f"of {name!r}: choose from {', '.join(_SPLITS)}")
+    return _SPLITS[told]
 
 
 def _same(wanted: FrameVectors | None, own: FrameVectors | Skeleton, where: str) -> FrameVectors:
@@ -287,5 +300,5 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             return {"positions": loaded}
         with loaded:
             return {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, EOFError, BadZipFile, KeyError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile, KeyError, zlib.error) as error:
         raise ValueError(f"{str(path)!r} cannot be read as arrays: {error}") from error

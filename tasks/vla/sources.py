@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -79,7 +80,7 @@ def _files(settings: Actions, chunk: int) -> Iterator[Chunks]:
     for file in found:
         try:
             yield _read(file, settings, chunk)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             failed.append(f"{file.name}: {error}")
             if settings.damaged == "stop":
                 raise ValueError(f"{failed[0]}; --damaged skip goes on without such files") from error
@@ -89,7 +90,7 @@ def _files(settings: Actions, chunk: int) -> Iterator[Chunks]:
 
 
 def _read(file: Path, settings: Actions, chunk: int) -> Chunks:
-    columns = _npz(file) if file.suffix == ".npz" else _parquet(file, (settings.action_field, settings.episode_field))
+    columns = _npz(file) if file.suffix == ".npz" else _parquet(file, settings.action_field, settings.episode_field)
     names = sorted(columns)
     if settings.action_field not in columns:
         raise ValueError(f"there is no {settings.action_field!r} among {names}: name it by --action_field")
@@ -100,18 +101,25 @@ def _read(file: Path, settings: Actions, chunk: int) -> Chunks:
     if actions.ndim == 3:
         if actions.shape[1] != chunk:
             raise ValueError(f"its chunks have {actions.shape[1]} steps: give --chunk {actions.shape[1]}")
-        mask = columns.get("mask")
-        held = torch.ones(actions.shape[:2], dtype=torch.bool) if mask is None else torch.from_numpy(mask).bool()
+        mask = columns.get("mask", np.ones(actions.shape[:2], dtype=bool))
+        if mask.shape != tuple(actions.shape[:2]):
+            raise ValueError(f"'mask' has shape {mask.shape}: give {tuple(actions.shape[:2])}, one value per step")
         rows = columns.get(settings.episode_field, np.arange(len(actions)))
-        return Chunks(actions, held, torch.from_numpy(np.asarray(rows, dtype=np.int64)))
+        return Chunks(actions, torch.from_numpy(mask).bool(), _episodes(rows, len(actions), settings.episode_field))
     if actions.ndim != 2 or not len(actions):
         raise ValueError(
             f"{settings.action_field!r} has shape {tuple(actions.shape)}: (frames, dim) or (rows, chunk, dim)"
         )
     if settings.episode_field not in columns:
         raise ValueError(f"there is no {settings.episode_field!r} among {names}: name it by --episode_field")
-    episode = torch.from_numpy(np.asarray(columns[settings.episode_field], dtype=np.int64))
+    episode = _episodes(columns[settings.episode_field], len(actions), settings.episode_field)
     return cut(actions, episode, chunk, settings.stride)
+
+
+def _episodes(numbers: np.ndarray, rows: int, field: str) -> Tensor:
+    if numbers.shape != (rows,):
+        raise ValueError(f"{field!r} has shape {numbers.shape}: give ({rows},), one number per row of actions")
+    return torch.from_numpy(np.asarray(numbers, dtype=np.int64))
 
 
 def _npz(file: Path) -> dict[str, np.ndarray]:
@@ -119,9 +127,16 @@ def _npz(file: Path) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files}
 
 
-def _parquet(file: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _parquet(file: Path, action: str, episode: str) -> dict[str, np.ndarray]:
     import pyarrow.parquet as pq
 
     known = pq.read_schema(file).names
-    table = pq.read_table(file, columns=[name for name in names if name in known])
-    return {name: np.array(table[name].to_pylist()) for name in table.column_names}
+
+    def read(*names: str) -> dict[str, np.ndarray]:
+        table = pq.read_table(file, columns=[name for name in names if name in known])
+        return {name: np.array(table[name].to_pylist()) for name in table.column_names}
+
+    columns = read(action, episode)
+    if action in columns and columns[action].ndim == 3:  # beside frames, a column of that name means something else
+        columns |= read("mask")
+    return columns

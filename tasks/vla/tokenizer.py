@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from discdiff.cli import parse
+from discdiff.config import checked
 from discdiff.report import Report
 from discdiff.training import TrainingSettings
 from tasks.common.fitting import Arrays, Reconstruction
@@ -34,6 +35,7 @@ def fit(kind: str, prog: str, argv: Sequence[str]) -> None:
     chosen = parse(prog, argv, sections)
     actions, folder = chosen["actions"], Path(chosen["output"].out)
     network = asdict(chosen["tokenizer"])
+    task = json.dumps({"actions": asdict(actions), "kind": kind, "network": network}, indent=2) + "\n"
     chunk = network.pop("chunk")
     data, valid = load(actions, chunk)
     print(
@@ -41,9 +43,19 @@ def fit(kind: str, prog: str, argv: Sequence[str]) -> None:
     )
     if actions.statistics:
         network["statistics"] = read_statistics(actions.statistics, actions.key)
+    _noted(folder, task)
     tokenizer = make(kind, data, network, chosen.get("training"), folder / "model")
-    (folder / "task.json").write_text(json.dumps({"actions": asdict(actions)}, indent=2) + "\n", encoding="utf-8")
     report(folder, tokenizer, valid)
+
+
+def _noted(folder: Path, text: str) -> None:
+    """Write task.json. Raises ValueError where the folder holds a tokenizer of other settings: it would go on as that one."""
+    file = folder / "task.json"
+    begun = any((folder / part).is_dir() for part in ("model", "model_training"))
+    same = not begun or (file.is_file() and file.read_text(encoding="utf-8") == text)
+    checked("out", str(folder), same, "it holds a tokenizer of other settings: give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
 
 
 def make(kind: str, data: Chunks, network: dict[str, Any], training: Any, folder: Path) -> ActionTokenizer:

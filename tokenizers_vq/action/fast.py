@@ -20,6 +20,7 @@ from tokenizers_vq.base import Latents, TokenizerOutput
 from tokenizers_vq.config import checked, whole
 
 END = 0  # the code of slots after the end
+ABSENT = -1  # in place of the code of a slot that a row does not have
 FIRST = 0xF0000  # of a private range of characters, one per value of a coefficient
 
 
@@ -177,13 +178,18 @@ class Fast(ActionTokenizer):
         return codes.to(x.device).masked_fill(~some, END), (length - slots).clamp(min=0).to(x.device)
 
     def decode_flagged(self, codes: Tensor, mask: Tensor | None = None) -> Decoded:
-        """Codes (batch, slots, 1) to full chunks, whatever they are, and which rows were malformed.
+        """Codes (batch, slots, 1) to full chunks, whatever they are, and which rows were malformed; mask (batch, slots): the
+        slots to read, which hold no end.
 
         Nothing is raised for what a model may sample: coefficients that are missing are 0, those beyond are cut, and a
-        code that is none ends the sequence.
+        code that is none ends the sequence; what stands behind the end is left out. All of that is malformed.
         """
-        codes = codes[..., 0].where(codes[..., 0] < self.codebook_size, END).clamp(min=END)
-        here = (codes != END).cummin(1).values if mask is None else mask & (codes != END)
+        given = codes[..., 0]
+        codes = given.where(given < self.codebook_size, END).clamp(min=END)
+        read = torch.ones_like(codes, dtype=torch.bool) if mask is None else mask
+        here = read & ((codes != END) | ~read).cummin(1).values
+        strange = (given < ABSENT) | (given >= self.codebook_size) | ((codes != END) & ~here)
+        strange = read & (strange if mask is None else strange | ~here)
         values, lengths = (v.to(codes.device) for v in self.table)
         count = lengths[codes] * here
         start = count.cumsum(1) - count
@@ -195,7 +201,7 @@ class Fast(ActionTokenizer):
         flat.scatter_(1, where.flatten(1), values[codes].flatten(1))
         z = flat[:, :size].view(-1, self.config.chunk, self.config.dim) / self.config.scale
         y = torch.einsum("kn,bkd->bnd", dct_matrix(self.config.chunk).to(z), z)
-        return Decoded(self.normaliser.restore(y.clamp(-1, 1)), total != size)
+        return Decoded(self.normaliser.restore(y.clamp(-1, 1)), (total != size) | strange.any(1))
 
     def decode_embeddings(self, e: Tensor, grid: tuple[int, ...] | None = None, mask: Tensor | None = None) -> Tensor:
         """Codes as numbers (batch, slots, 1) to actions; no gradient passes."""
@@ -204,7 +210,7 @@ class Fast(ActionTokenizer):
     @torch.no_grad()
     def decode(self, codes: Tensor, grid: tuple[int, ...] | None = None, mask: Tensor | None = None) -> Tensor:
         """Codes (batch, slots, 1) to full chunks; `decode_flagged` also says which were malformed."""
-        return self.decode_embeddings(self.codes_to_embeddings(codes), grid, mask)
+        return self.decode_flagged(codes, mask).actions
 
 
 def _merges(model: Tokenizer) -> list[tuple[str, str]]:

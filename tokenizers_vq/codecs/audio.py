@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel, MimiConfig, MimiModel
 
+from tokenizers_vq.audio import check_range
 from tokenizers_vq.base import Latents, TokenizerOutput
 from tokenizers_vq.codecs.base import CodecConfig, CodecTokenizer, projected
 from tokenizers_vq.config import checked
@@ -42,15 +43,14 @@ class AudioCodec(CodecTokenizer):
         return shape[0], -(-shape[1] // self.config.hop), self.depth
 
     def encode_latents(self, x: Tensor, mask: Tensor | None = None) -> Latents:
-        """What the wrapped encoder gives, one latent per slot. Raises ValueError for another shape, and no floats."""
+        """What the wrapped encoder gives, one latent per slot. Raises ValueError for another shape, type or range."""
         batch, slots, _ = self.token_shape(tuple(x.shape))
-        if not x.is_floating_point():
-            raise ValueError(f"sounds are {x.dtype}: give floats in [-1, 1]")
         here = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
         if here.shape != x.shape or here.dtype != torch.bool:
             raise ValueError(f"mask is {here.dtype} {tuple(here.shape)}: give bool {tuple(x.shape)}")
-        if not bool(torch.isfinite(x[here]).all()):
+        if x.is_floating_point() and not bool(torch.isfinite(x[here]).all()):
             raise ValueError("sounds hold numbers that are not finite")
+        check_range(x[here])
         over = slots * self.config.hop - x.shape[1]
         x, here = F.pad(x.masked_fill(~here, 0), (0, over)), F.pad(here, (0, over))
         h = self.encoder_output(x[:, None].to(self.dtype)).mT

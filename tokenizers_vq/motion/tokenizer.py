@@ -137,8 +137,15 @@ class MotionTokenizer(ModalityTokenizer):
             )
 
     def encode_latents(self, x: Tensor, mask: Tensor | None = None) -> Latents:
-        """Motions and the mask (batch, frames) of the frames that are data; frames missing from the last slot count as none."""
+        """Motions and the mask (batch, frames) of the frames that are data; frames missing from the last slot count as none.
+
+        Raises ValueError for another shape, another mask, and data that are not finite.
+        """
         batch, slots, _ = self.token_shape(tuple(x.shape))
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
+            raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}: give bool {tuple(x.shape[:2])}, one per frame")
+        if not bool(torch.isfinite(x if mask is None else x[mask]).all()):
+            raise ValueError("motions hold numbers that are not finite: leave those frames out by the mask")
         missing = slots * self.frames_per_slot - x.shape[1]
         h = ((x - self.mean) / self.std).mT.to(self.dtype)
         if missing and mask is None:
