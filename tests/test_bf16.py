@@ -28,7 +28,12 @@ GPU = pytest.param(
 
 
 COMPILED = pytest.param(
-    "cpu", True, marks=pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on the CPU needs g++")
+    "cpu",
+    True,
+    marks=[
+        pytest.mark.slow,
+        pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on the CPU needs g++"),
+    ],
 )
 
 

@@ -51,7 +51,16 @@ def test_conformance(number):
     check_conformance(Chain((Ancestral(), correctors(Absorbing())[number])))
 
 
-@pytest.mark.parametrize("process", [Uniform(), MaskOrReplace(), Interpolating(), SEGMENTS], ids=repr)
+@pytest.mark.parametrize(
+    "process",
+    [
+        Uniform(),
+        pytest.param(MaskOrReplace(), marks=pytest.mark.slow),
+        pytest.param(Interpolating(), marks=pytest.mark.slow),
+        SEGMENTS,
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize("number", [0, 3, 4, 7])
 def test_conformance_of_other_processes(process, number):
     check_conformance(Chain((Ancestral(process), correctors(process)[number])))

@@ -163,7 +163,7 @@ def renoised_law(process, law: Toy, s: float, t: float) -> torch.Tensor:
 
 
 @each_process
-@pytest.mark.parametrize(("s", "t"), [(0.4, 0.7), (0.0, 0.5)])
+@pytest.mark.parametrize(("s", "t"), [pytest.param(0.4, 0.7, marks=pytest.mark.slow), (0.0, 0.5)])
 def test_renoise_keeps_the_marginals(process, s, t):
     """By enumeration, and by chi-square with a control that fails; the joint is the enumerated one."""
     law = toy()

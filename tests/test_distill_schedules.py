@@ -143,9 +143,10 @@ def test_bad_input_of_the_search():
             run(FunctionDenoiser(never), Absorbing(), JOINT.batch(2, given=dict.fromkeys(range(4), 0)), 4)
 
 
-@pytest.mark.parametrize(
-    "process", [Absorbing(), Uniform(), pytest.param(MaskOrReplace(), marks=pytest.mark.slow)], ids=repr
-)
+OFTEN = [Absorbing(), *(pytest.param(process, marks=pytest.mark.slow) for process in (Uniform(), MaskOrReplace()))]
+
+
+@pytest.mark.parametrize("process", OFTEN, ids=repr)
 def test_learned_times_on_held_out_seeds(process):
     """Total variation to the joint at 2, 4 and 8 steps: learned against uniform, cosine and searched (printed by -s)."""
     denoiser, floor = JOINT.denoiser(process), noise_floor(JOINT.p, DRAWS)

@@ -132,7 +132,14 @@ KERNELS = {
     "remask": lambda process, proposal: Remask(process=process, proposal=proposal),
     "chain": lambda process, proposal: Chain((Ancestral(process), Renoise(1.0, process, proposal))),
 }
-CASES = [*itertools.product(KERNELS, PROCESSES), ("remask_conf", "absorbing")]
+OFTEN = ("absorbing", "uniform")
+CASES = [
+    *(
+        pytest.param(*case, marks=[] if case[1] in OFTEN else pytest.mark.slow)
+        for case in itertools.product(KERNELS, PROCESSES)
+    ),
+    ("remask_conf", "absorbing"),
+]
 KERNELS["remask_conf"] = lambda process, proposal: RemaskConf(process=process, proposal=proposal)
 
 

@@ -142,6 +142,7 @@ def trained(folder, goal, steps, train, held):
     return EnergyModel.from_pretrained(folder / "energy"), trainer.evaluate()
 
 
+@pytest.mark.slow
 def test_training_finds_the_log_ratio(tmp_path):
     joint, process = CHAIN, Absorbing()
     drawn = torch.multinomial(joint.p, 5000, replacement=True, generator=torch.Generator().manual_seed(0))

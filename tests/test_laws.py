@@ -168,7 +168,7 @@ def test_more_steps_come_nearer(process):
 
 
 @each_process
-@pytest.mark.parametrize(("steps", "draws"), [(4, DRAWS), (16, DRAWS // 2)])
+@pytest.mark.parametrize(("steps", "draws"), [(4, DRAWS), pytest.param(16, DRAWS, marks=pytest.mark.slow)])
 def test_sampler_draws_the_enumerated_law(process, steps, draws):
     law = toy()
     truth = ancestral_law(process, law, steps)

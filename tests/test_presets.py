@@ -41,7 +41,15 @@ def test_conformance(name):
         check_sampler(make(name, block=3))
 
 
-@pytest.mark.parametrize("process", [Uniform(), MaskOrReplace(), Interpolating()], ids=repr)
+@pytest.mark.parametrize(
+    "process",
+    [
+        Uniform(),
+        pytest.param(MaskOrReplace(), marks=pytest.mark.slow),
+        pytest.param(Interpolating(), marks=pytest.mark.slow),
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize("name", [name for name, p in PRESETS.items() if p.law == LIMIT])
 def test_conformance_on_every_process_it_takes(name, process):
     check_sampler(make(name, process))

@@ -123,7 +123,7 @@ def test_every_quantizer_keeps_the_contract(settings, tmp_path, monkeypatch):
     assert trained.encode(x, mask).codes[:, 4:].abs().sum() == 0
 
 
-@pytest.mark.parametrize("quantizer", ["vq", "rvq"])
+@pytest.mark.parametrize("quantizer", ["vq", pytest.param("rvq", marks=pytest.mark.slow)])
 def test_the_orthogonal_regulariser_acts(quantizer, tmp_path):
     """M6: codes become orthogonal where there are no more of them than dimensions, and only with the weight."""
     x = torch.randn(128, 6, 16, generator=torch.Generator().manual_seed(0)) + 1

@@ -324,6 +324,7 @@ def test_the_module_is_a_command(monkeypatch, capsys):
 # ---- interruption
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_checkpoint_from_which_the_same_command_goes_on(source, tmp_path):
     steps = 30
     argv = arguments(source, tmp_path, *f"--steps {steps} --batch_size 48 --hidden_size 48 --log_every 1".split())
