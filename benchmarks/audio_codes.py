@@ -41,7 +41,7 @@ class Measured:
 
     part: str = "all"
     codec_steps: int = 5000
-    model_steps: int = 1700
+    model_steps: int = 720
     depth: int = 3
     condition: tuple[str, ...] = ("label", "speaker")
     steps: int = 64
