@@ -14,6 +14,7 @@ from tasks.audio import codec as audio_codec
 from tasks.audio.__main__ import main as audio
 from tasks.audio.settings import Sounds
 from tasks.audio.sources import read
+from tasks.common.folders import write_task
 from tasks.common.words import Lexicon
 from tasks.motion import codec, figures, generate, skeletons
 from tasks.motion.__main__ import main as motion
@@ -170,7 +171,7 @@ def motions(tmp_path_factory, figure_clips):
     """A folder as `tokenizer train` leaves it, without training, and flags of a small model of its codes."""
     where = tmp_path_factory.mktemp("motion")
     tokenizer = codec.build(Codec(width=16, code_dim=8, codebook_size=8, num_quantizers=2, blocks=1), figure_clips)
-    codec.write_task(where / "t", {"motions": {"type": "Motions", "embedded": 20, "longest": 400}})
+    write_task(where / "t", {"motions": {"type": "Motions", "embedded": 20, "longest": 400}})
     tokenizer.save_pretrained(where / "t" / "model")
     return where
 
@@ -205,18 +206,17 @@ def test_motion_models_of_other_settings_or_codes(motions, figure_clips, capsys,
     (motions / "t" / "model" / "model.safetensors").write_bytes(kept)
 
 
-@pytest.mark.parametrize("write", [codec.write_task, audio_codec.write_task], ids=["motion", "audio"])
 @pytest.mark.parametrize("made", ["model", "model_training", "codes", "codes_training"])
-def test_folders_of_other_settings_are_not_written_to(tmp_path, write, made):
-    write(tmp_path, {"windows": {"window": 1}})
-    write(tmp_path, {"windows": {"window": 2}})  # nothing was trained yet
+def test_folders_of_other_settings_are_not_written_to(tmp_path, made):
+    write_task(tmp_path, {"windows": {"window": 1}})
+    write_task(tmp_path, {"windows": {"window": 2}})  # nothing was trained yet
     (tmp_path / made).mkdir()
     with pytest.raises(ValueError, match="other settings or codes: give another --out"):
-        write(tmp_path, {"windows": {"window": 3}})
-    write(tmp_path, {"windows": {"window": 2}})
+        write_task(tmp_path, {"windows": {"window": 3}})
+    write_task(tmp_path, {"windows": {"window": 2}})
     (tmp_path / "task.json").unlink()
     with pytest.raises(ValueError, match="give another --out"):
-        write(tmp_path, {"windows": {"window": 2}})
+        write_task(tmp_path, {"windows": {"window": 2}})
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def sounds(tmp_path_factory):
     tokenizer = AudioTokenizer(
         AudioTokenizerConfig(codebook_size=8, width=16, code_dim=8, strides=(4,), blocks=1, num_quantizers=2)
     )
-    audio_codec.write_task(where / "t", {"sounds": Sounds(embedded=20, seconds=0.2)})
+    write_task(where / "t", {"sounds": Sounds(embedded=20, seconds=0.2)})
     tokenizer.save_pretrained(where / "t" / "model")
     return where
 

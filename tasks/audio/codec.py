@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 
 from discdiff.cli import parse
-from discdiff.config import checked, from_dict, read_json, to_dict
+from discdiff.config import checked, from_dict, read_json
 from tasks.audio import page
 from tasks.audio.settings import Codec, CodecTraining, Nothing, Sounds, TokenizerOutput, Windows
 from tasks.audio.sources import Clips, load
 from tasks.common.fitting import Arrays, Reconstruction, fit
+from tasks.common.folders import MODEL, TASK, write_task
 from tokenizers_vq.audio import AudioTokenizer, AudioTokenizerConfig
 from tokenizers_vq.base import TokenizerOutput as Codes
 from tokenizers_vq.metrics import code_counts, perplexity, signal_to_noise, usage
 from tokenizers_vq.spectra import mel_distance
-
-TASK, MODEL, CODES = "task.json", "model", "codes"
 
 
 def windows(clips: Clips, size: int) -> Arrays:
@@ -136,25 +135,6 @@ def rates_fit(tokenizer: AudioTokenizer, sounds: Sounds) -> None:
     """Raise ValueError for sounds of a rate the tokenizer was not trained on."""
     wanted = tokenizer.config.sample_rate
     checked("sample_rate", sounds.sample_rate, sounds.sample_rate == wanted, f"{wanted}, as the tokenizer has")
-
-
-def write_task(folder: Path, parts: Mapping[str, Any], source: Path | None = None) -> None:
-    """Settings and what else is plain data, as task.json; source: folder of the tokenizer whose codes are learned.
-
-    Raises ValueError where the folder holds what was trained otherwise, or on another tokenizer: it would go on as that.
-    """
-    path = folder / TASK
-    text = json.dumps({name: to_dict(part) for name, part in parts.items()}, indent=2) + "\n"
-    copied = path.is_file() and "generator" in read_json(path)  # its tokenizer is a copy, which may be written again
-    made = (CODES, f"{CODES}_training", f"{MODEL}_training", *(() if copied else (MODEL,)))
-    if any((folder / name).is_dir() for name in made):
-        same = path.is_file() and path.read_text(encoding="utf-8") == text
-        if source is not None:
-            weights = [place / MODEL / "model.safetensors" for place in (folder, source)]
-            same = same and weights[0].is_file() and weights[0].read_bytes() == weights[1].read_bytes()
-        checked("out", str(folder), same, "it holds what was trained with other settings or codes: give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
 
 
 def write_figures(folder: Path, found: Mapping[str, float]) -> None:

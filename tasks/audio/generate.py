@@ -15,13 +15,13 @@ from discdiff.config import checked, from_dict, read_json
 from discdiff.models import DiscDiffModel
 from tasks.audio import codec as codecs
 from tasks.audio import page
-from tasks.audio.codec import CODES
 from tasks.audio.files import write_wav
 from tasks.audio.judge import fit_judge, right, share
 from tasks.audio.page import Heard, ends, spread
 from tasks.audio.settings import Generator, Judged, Output, Request, Sounds, Training
 from tasks.audio.sources import Clips, load
 from tasks.common import generation
+from tasks.common.folders import CODES, MODEL, TASK, write_task
 from tasks.common.judge import Judge
 from tasks.common.methods import both_ways
 from tasks.common.sections import Drawing, sampler_of
@@ -124,12 +124,12 @@ def drawn(trained: Trained, condition: Tensor, lengths: Tensor, seed: int = 0, *
 
 def opened(folder: Path) -> Trained:
     """What `train` left in a folder. Raises ValueError for any other folder, and where training has not ended."""
-    if not (folder / codecs.TASK).is_file() or not (folder / CODES / "config.json").is_file():
+    if not (folder / TASK).is_file() or not (folder / CODES / "config.json").is_file():
         raise ValueError(f"{str(folder)!r} holds no audio model: run python -m tasks.audio train --out it, to its end")
-    stored = read_json(folder / codecs.TASK)
+    stored = read_json(folder / TASK)
     told, sounds, generator = (from_dict(stored.get(name, {}), KINDS) for name in ("told", "sounds", "generator"))
     model = generation.loaded(folder / CODES)
-    tokenizer = AudioTokenizer.from_pretrained(folder / codecs.MODEL).to(model.device)
+    tokenizer = AudioTokenizer.from_pretrained(folder / MODEL).to(model.device)
     same = generation.layout_of(model).vocab.modalities[0]
     fits = same.codebook == tokenizer.codebook_size and same.depth <= tokenizer.depth
     mine = f"at most {tokenizer.depth} levels of {tokenizer.codebook_size}, as the tokenizer beside the model has"
@@ -153,8 +153,8 @@ def train(prog: str, argv: Sequence[str]) -> None:
     clips, valid = load(sounds)
     codecs.tell(clips, valid, sounds)
     told = Told.of(clips, wanted.condition)
-    codecs.write_task(folder, {"sounds": sounds, "generator": wanted, "told": told}, source)
-    tokenizer.save_pretrained(folder / codecs.MODEL)
+    write_task(folder, {"sounds": sounds, "generator": wanted, "told": told}, source)
+    tokenizer.save_pretrained(folder / MODEL)
     fit_model(tokenizer, clips, wanted, chosen["training"], folder / CODES, resume="auto")
     print(f"trained on {len(clips.x)} sounds, told {', '.join(wanted.condition)}: {folder}")
 

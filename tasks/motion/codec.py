@@ -14,6 +14,7 @@ from torch import Tensor
 from discdiff.cli import parse
 from discdiff.config import checked, from_dict, read_json, to_dict
 from tasks.common.fitting import Arrays, Reconstruction, fit
+from tasks.common.folders import MODEL, TASK, write_task
 from tasks.common.sections import training
 from tasks.motion import page
 from tasks.motion.clips import TEST, TRAIN, VALID, Clip, Clips, padded, windows
@@ -23,7 +24,6 @@ from tokenizers_vq.base import TokenizerOutput as Encoded
 from tokenizers_vq.metrics import code_counts, perplexity, usage
 from tokenizers_vq.motion import MotionTokenizer, MotionTokenizerConfig, bone_variation, mpjpe, statistics
 
-TASK, MODEL, CODES = "task.json", "model", "codes"
 Training = training(steps=1500, batch_size=64, learning_rate=1e-3, warmup=50, ema=0.995)
 
 
@@ -147,25 +147,6 @@ def overridden(stored: Motions, given: Motions, argv: Sequence[str]) -> Motions:
     """What a folder was trained on, with the flags that were given in the place of its own."""
     flags = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
     return replace(stored, **{f.name: getattr(given, f.name) for f in fields(Motions) if f.name in flags})
-
-
-def write_task(folder: Path, settings: Any, source: Path | None = None) -> None:
-    """Settings beside the weights; source: folder of the tokenizer whose codes are learned.
-
-    Raises ValueError where the folder holds what was trained otherwise, or on another tokenizer: it would go on as that.
-    """
-    path = folder / TASK
-    text = json.dumps(settings, indent=2) + "\n"
-    copied = path.is_file() and "generator" in read_json(path)  # its tokenizer is a copy, which may be written again
-    made = (CODES, f"{CODES}_training", f"{MODEL}_training", *(() if copied else (MODEL,)))
-    if any((folder / name).is_dir() for name in made):
-        same = path.is_file() and path.read_text(encoding="utf-8") == text
-        if source is not None:
-            weights = [place / MODEL / "model.safetensors" for place in (folder, source)]
-            same = same and weights[0].is_file() and weights[0].read_bytes() == weights[1].read_bytes()
-        checked("out", str(folder), same, "it holds what was trained with other settings or codes: give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
 
 
 def write_figures(folder: Path, found: dict[str, float]) -> None:

@@ -15,6 +15,7 @@ from discdiff.cli import parse, take
 from discdiff.config import checked, from_dict, read_json, to_dict
 from discdiff.models import DiscDiffModel
 from tasks.common import generation
+from tasks.common.folders import CODES, MODEL, TASK, write_task
 from tasks.common.judge import Judge, predicted, train_judge
 from tasks.common.methods import both_ways
 from tasks.common.sections import Drawing, sampler_of, training
@@ -101,14 +102,14 @@ def drawn(
 
 def opened(folder: Path) -> Trained:
     """What `train` left in a folder. Raises ValueError for any other folder, and where training has not ended."""
-    if not (folder / codecs.TASK).is_file() or not (folder / codecs.CODES / "config.json").is_file():
+    if not (folder / TASK).is_file() or not (folder / CODES / "config.json").is_file():
         raise ValueError(
             f"{str(folder)!r} holds no motion model: run python -m tasks.motion train --out it, to its end"
         )
-    stored = read_json(folder / codecs.TASK)
+    stored = read_json(folder / TASK)
     parts = [from_dict(stored.get(name, {}), KINDS) for name in ("motions", "generator", "lexicon")]
-    tokenizer = MotionTokenizer.from_pretrained(folder / codecs.MODEL)
-    model = generation.loaded(folder / codecs.CODES)
+    tokenizer = MotionTokenizer.from_pretrained(folder / MODEL)
+    model = generation.loaded(folder / CODES)
     same = generation.layout_of(model).vocab.modalities[0]
     fits = (same.codebook, same.depth) == (tokenizer.codebook_size, tokenizer.depth)
     mine = f"{tokenizer.depth} levels of {tokenizer.codebook_size}, as the tokenizer beside the model has"
@@ -130,9 +131,9 @@ def train(prog: str, argv: Sequence[str]) -> None:
     lexicon = lexicon_of(clips, wanted)
     motions = replace(motions, longest=max(len(clip.frames) for clip in clips.of(TRAIN)))  # samples get no longer
     parts = {"motions": motions, "generator": wanted, "lexicon": lexicon}
-    codecs.write_task(folder, {name: to_dict(part) for name, part in parts.items()}, source)
-    tokenizer.save_pretrained(folder / codecs.MODEL)
-    place = folder / codecs.CODES
+    write_task(folder, {name: to_dict(part) for name, part in parts.items()}, source)
+    tokenizer.save_pretrained(folder / MODEL)
+    place = folder / CODES
     fit_model(tokenizer, clips, lexicon, wanted, chosen["training"], place, motions.longest, resume="auto")
     print(f"trained on {len(clips.of(TRAIN))} motions, {len(lexicon.words)} words: {folder}")
 
@@ -186,7 +187,7 @@ def evaluate(prog: str, argv: Sequence[str]) -> None:
     samples = [(rows[i].caption, vectors.skeleton.project(vectors.recover(made[i]))) for i in numbers]
     real = [(rows[i].caption, vectors.recover(rows[i].frames)) for i in numbers]
     rates = {name: f"{found[name]:.1%}" for name in ("real", "from_codes", "samples", "shuffled_captions")}
-    log = folder / f"{codecs.CODES}_training" / "metrics.jsonl"
+    log = folder / f"{CODES}_training" / "metrics.jsonl"
     fps = trained.tokenizer.config.fps
     print(
         page.model(
