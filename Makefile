@@ -33,7 +33,7 @@ test: export OMP_NUM_THREADS = 1
 test: export TOKENIZERS_PARALLELISM = false
 test: export HF_HUB_OFFLINE = 1
 test: $(READY)
-	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
+	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .
