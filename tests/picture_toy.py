@@ -67,5 +67,5 @@ def picture_model(picture_root):
 
 
 EACH = [
-    m if m != "vq_released" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS
+    m if m not in ("vq_paper", "vq_released") else pytest.param(m, marks=pytest.mark.slow) for m in METHODS
 ]  # as vq_diffusion, but masks

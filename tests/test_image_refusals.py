@@ -87,7 +87,7 @@ def test_bad_holes_and_pictures(kept, argv, message, tmp_path, capsys, monkeypat
     [
         (
             ("--method", "vqdiffusion"),
-            "method is 'vqdiffusion': choose from vq_diffusion, vq_released, vq_ddm, maskgit",
+            "method is 'vqdiffusion': choose from vq_diffusion, vq_paper, vq_released, vq_ddm, maskgit",
         ),
         (
             ("--tokenizer", "nowhere"),

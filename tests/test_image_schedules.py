@@ -34,7 +34,7 @@ def test_the_released_schedule_is_absorbing_and_only_under_its_name():
     assert named["vq_released"] == vq_released() and named["vq_diffusion"] == vq_paper() == MaskOrReplace()
     assert [name for name, process in named.items() if process == vq_released()] == ["vq_released"]
     assert named["maskgit"] == Absorbing() and isinstance(named["vq_ddm"], Uniform) and named["autoregressive"] is None
-    with pytest.raises(ValueError, match="method is 'vq': choose from vq_diffusion, vq_released, vq_ddm"):
+    with pytest.raises(ValueError, match="method is 'vq': choose from vq_diffusion, vq_paper, vq_released, vq_ddm"):
         method_of("vq")
 
 

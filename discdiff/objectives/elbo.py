@@ -47,10 +47,6 @@ class Elbo:
         checked("auxiliary", self.auxiliary, self.auxiliary >= 0, "0 or more")
         if self.auxiliary and isinstance(self.process, Absorbing):
             raise ValueError(f"auxiliary {self.auxiliary}: of masked tokens the bound is that cross-entropy already")
-        if self.auxiliary and self.kind != "own":
-            raise ValueError(
-                f"auxiliary {self.auxiliary} is of p(x0 | x_t): it goes with kind='own', not {self.kind!r}"
-            )
         if self.adaptive and not self.auxiliary:
             raise ValueError("adaptive weighs the auxiliary loss, which is 0: give auxiliary, or leave it out")
         if not 0 <= self.time_min < 1:

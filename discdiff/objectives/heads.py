@@ -57,7 +57,7 @@ def density(
     auxiliary: float = 0.0,
     adaptive: bool = False,
 ) -> Part:
-    """weight * process.loss; to the loss alone also auxiliary * -log p(x0), weighted alike; adaptive: times 2 - t."""
+    """weight * process.loss; to the loss alone also auxiliary * -log p(x0 | x_t), weighted alike; adaptive: times 2 - t."""
 
     def value(log_x0: Tensor, x0: Tensor, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         time, scale = when.reshape(-1)[index], weight.reshape(-1)[index]
@@ -65,7 +65,7 @@ def density(
         if not auxiliary:
             return nats, nats
         more = auxiliary * scale * (2 - time if adaptive else 1.0)
-        return nats - more * log_x0.gather(-1, x0[..., None])[..., 0], nats
+        return nats + more * process.reconstruction(log_x0, x0, x, time, kind), nats
 
     return _predicted(batch, noisy, value)
 

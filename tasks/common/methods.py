@@ -11,7 +11,7 @@ from discdiff.objectives import Autoregressive, Dropped, Elbo
 from discdiff.processes import Absorbing, Process, Uniform, vq_paper, vq_released
 from discdiff.schedules import CosineSquaredMDLM
 
-METHODS = ("vq_diffusion", "vq_released", "vq_ddm", "maskgit", "autoregressive")
+METHODS = ("vq_diffusion", "vq_paper", "vq_released", "vq_ddm", "maskgit", "autoregressive")
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,22 @@ def method_of(name: str, dropped: float = 0.1, auxiliary: float = 0.05) -> Metho
     """One of METHODS. dropped: share of rows trained without their condition; auxiliary: weight of VQ-Diffusion's second loss
     per unit time, the paper's 5e-4 per step of 100.
 
-    vq_diffusion: mask-and-replace as the paper has it (2111.14822), vq_released: the schedule of its code. vq_ddm: uniform
-    noise, cosine schedule, the cavity predicted (2112.01799). maskgit: absorbing, unweighted (2202.04200). autoregressive:
-    the twin of equal size. Raises ValueError for another name.
+    vq_diffusion: mask-and-replace (2111.14822), the cavity predicted: what a code's own noisy value says of it is known and
+    need not be learned. vq_paper: the whole posterior predicted, as the paper has it; vq_released: with the schedule of its
+    code too. vq_ddm: uniform noise, cosine schedule, the cavity predicted (2112.01799). maskgit: absorbing, unweighted
+    (2202.04200). autoregressive: the twin of equal size. Raises ValueError for another name.
     """
-    if name in ("vq_diffusion", "vq_released"):
-        process: Process = vq_paper() if name == "vq_diffusion" else vq_released()
+    if name in ("vq_diffusion", "vq_paper", "vq_released"):
+        process: Process = vq_released() if name == "vq_released" else vq_paper()
+        prediction = "cavity" if name == "vq_diffusion" else "own"
         goal: Any = Elbo(
             process,
             clock=Importance(),
-            kind="own",
+            kind=prediction,
             auxiliary=auxiliary,
             adaptive=name == "vq_released" and auxiliary > 0,
         )
-        return Method(process, Dropped(goal, dropped), timed=True)
+        return Method(process, Dropped(goal, dropped), prediction, timed=True)
     if name == "vq_ddm":
         process = Uniform(CosineSquaredMDLM())
         return Method(process, Dropped(Elbo(process, clock=Importance()), dropped), "cavity", timed=True)
