@@ -68,8 +68,8 @@ class Refit:
 class Generator:
     """The model of codes. tokenizer: folder that `tokenizer train` wrote; condition: what it is told of a picture, a column
     (docs/images.md) or "" for nothing; words: of a condition at most; method: vq_diffusion, vq_paper, vq_released, vq_ddm,
-    maskgit or autoregressive; dropped: share of rows trained without their condition; auxiliary: weight of VQ-Diffusion's second loss;
-    hidden_size, num_layers, num_heads, dropout: its size.
+    maskgit or autoregressive; dropped: share of rows trained without their condition; auxiliary: weight of VQ-Diffusion's
+    second loss; hidden_size, num_layers, num_heads, dropout: its size.
     """
 
     tokenizer: str = "runs/image"
