@@ -4,7 +4,8 @@
 
 Judged by a classifier of real training pictures, its accuracy on real and on reconstructed pictures beside. Wall time is of
 one thread, pictures in batches of 128, their decoding from codes included; network evaluations are per picture. What is in
-`out` already is not trained again.
+`out` already is not trained again. All methods share one tokenizer, which is trained here too: few codes, of which each
+says more of its neighbours than many would.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.image_codes import digits
+from benchmarks import image_codes
+from benchmarks.image_codes import DIGITS, digits
 from benchmarks.results import record, same_run
 from discdiff.cli import guarded, parse
 from discdiff.config import checked
@@ -34,19 +36,22 @@ from tokenizers_vq.image import to_bytes
 
 PARTS = ("all", "table", "options", "holes", "refit")
 STEPS = (8, 16, 32, 64, 100)
-GUIDED = (2.0, 3.0)
+GUIDED = (1.5, 2.0)
+ENOUGH = 0.95  # of the pictures are read as what was asked for
 FREE = ("part", "methods", "samples", "save", "out")  # settings that no trained model depends on
 
 
 @dataclass(frozen=True)
 class Run:
-    """tokenizer: folder of a trained one; collapsed, refitted: of one with few codes in use, and the same with codes fitted
-    again, both decoders trained equally long (`benchmarks.image_codes --part refit`); methods: to compare; steps: of the
-    training of each; samples: pictures per cell.
+    """tokenizer: folder of a trained one, "" for one of `codebook` codes trained here; collapsed, refitted: of one with few
+    codes in use, and the same with codes fitted again, both decoders trained equally long (`benchmarks.image_codes --part
+    refit`); methods: to compare; steps: of the training of each; samples: pictures per cell.
     """
 
     part: str = "all"
-    tokenizer: str = "runs/images/mnist28"
+    tokenizer: str = ""
+    codebook: int = 128
+    tokenizer_steps: int = 1500
     collapsed: str = "runs/images/refit_0"
     refitted: str = "runs/images/refit_1024"
     methods: str = "vq_diffusion,vq_ddm,maskgit,autoregressive"
@@ -75,13 +80,21 @@ class Bench:
         self.train, self.valid = (
             Read(data[part], [], [str(i) for i in data[f"{part}_label"].tolist()]) for part in ("train", "test")
         )
+        self.codec, self.codec_seconds = self._codec()
         self.judge, self.labels = fit_judge(
             self.train, self.folder / "judge", Judged(judge_steps=run.judge_steps, judge_seed=run.seed)
         )
 
+    def _codec(self) -> tuple[Any, float]:
+        run = self.run
+        if run.tokenizer:
+            return load_tokenizer(run.tokenizer), 0.0
+        config = replace(DIGITS, codebook_size=run.codebook)
+        return image_codes.trained(image_codes.Run(out=run.out), config, self.train.x, run.tokenizer_steps, "tokenizer")
+
     def model(self, method: str, tokenizer: str = "") -> tuple[Trained, float]:
         """A trained model of a method and the processor seconds its training took, 0 where it was interrupted."""
-        run, codec = self.run, load_tokenizer(tokenizer or self.run.tokenizer)
+        run, codec = self.run, load_tokenizer(tokenizer) if tokenizer else self.codec
         wanted = Generator(method=method, hidden_size=run.hidden_size, num_layers=run.num_layers)
         lexicon = lexicon_of(self.train.said, wanted)
         name = method + (f"_{Path(tokenizer).name}" if tokenizer else "")
@@ -131,16 +144,16 @@ def table(bench: Bench) -> list[dict[str, Any]]:
     run, n = bench.run, bench.run.samples
     figures: list[dict[str, Any]] = []
     real, error = share(bench.judge, bench.labels, bench.valid.x, bench.valid.said)
-    codec = load_tokenizer(run.tokenizer)
-    codes, grid = quality.encode(codec, bench.valid.x[:n])
-    back = to_bytes(quality.decode(codec, codes, grid))
+    codes, grid = quality.encode(bench.codec, bench.valid.x[:n])
+    back = to_bytes(quality.decode(bench.codec, codes, grid))
     figures += rows("real pictures", {"accuracy": real, "standard_error": error}, {"accuracy": ">= 98"})
     half = compared(bench.judge, bench.valid.x[:n], bench.valid.x[n : 2 * n])
     figures += rows("other real pictures", half)
     kept, _ = share(bench.judge, bench.labels, back, bench.valid.said[:n])
     figures += rows("reconstructions", {"accuracy": kept, **compared(bench.judge, bench.valid.x[:n], back)})
     cells: dict[str, dict[str, dict[str, float]]] = {}
-    trainings = 0.0
+    figures.append({"figure": "tokenizer: training", "value": bench.codec_seconds, "unit": "processor s"})
+    trainings = bench.codec_seconds
     for method in run.methods.split(","):
         trained, seconds = bench.model(method)
         trainings += seconds
@@ -160,13 +173,16 @@ def table(bench: Bench) -> list[dict[str, Any]]:
     figures.append({"figure": "all trainings", "value": trainings / 60, "unit": "processor minutes", "goal": "<= 40"})
     if {"vq_diffusion", "autoregressive"} <= cells.keys():
         ours, twin = cells["vq_diffusion"], min(found["fid"] for found in cells["autoregressive"].values())
-        name = max(ours, key=lambda each: ours[each]["accuracy"])
+        good = [each for each in ours if ours[each]["accuracy"] >= ENOUGH] or [
+            max(ours, key=lambda each: ours[each]["accuracy"])
+        ]
+        name = min(good, key=lambda each: ours[each]["fid"])
         figures.append(
             {
-                "figure": f"{name}: accuracy, the best of <= 32 steps",
+                "figure": f"{name}: accuracy, the nearest right ones of <= 32 steps",
                 "value": 100 * ours[name]["accuracy"],
                 "unit": "%",
-                "goal": ">= 95",
+                "goal": f">= {100 * ENOUGH:g}",
             }
         )
         figures.append(
@@ -212,8 +228,7 @@ def options(bench: Bench) -> list[dict[str, Any]]:
 def holes(bench: Bench) -> list[dict[str, Any]]:
     """The right half of test pictures made anew, the class not told; the autoregressive twin cannot see what comes later."""
     n, figures = bench.run.samples, []
-    codec = load_tokenizer(bench.run.tokenizer)
-    codes, grid = quality.encode(codec, bench.valid.x[:n])
+    codes, grid = quality.encode(bench.codec, bench.valid.x[:n])
     said = bench.valid.said[:n]
     for part, hole in {"right": (0.5, 0.0, 1.0, 1.0), "top": (0.0, 0.0, 1.0, 0.5)}.items():
         known = ~touched(grid, hole)[None].expand(n, -1)
