@@ -46,7 +46,8 @@ FREE = ("part", "methods", "samples", "save", "out")  # settings that no trained
 class Run:
     """tokenizer: folder of a trained one, "" for one of `codebook` codes trained here; collapsed, refitted: of one with few
     codes in use, and the same with codes fitted again, both decoders trained equally long (`benchmarks.image_codes --part
-    refit`); methods: to compare; steps: of the training of each; samples: pictures per cell.
+    refit`); methods: to compare; steps: of the training of each; auxiliary: weight of VQ-Diffusion's second loss; samples:
+    pictures per cell.
     """
 
     part: str = "all"
@@ -59,6 +60,7 @@ class Run:
     steps: int = 1400
     batch_size: int = 64
     learning_rate: float = 3e-3
+    auxiliary: float = 1.0
     hidden_size: int = 128
     num_layers: int = 4
     samples: int = 1000
@@ -96,7 +98,9 @@ class Bench:
     def model(self, method: str, tokenizer: str = "") -> tuple[Trained, float]:
         """A trained model of a method and the processor seconds its training took, 0 where it was interrupted."""
         run, codec = self.run, load_tokenizer(tokenizer) if tokenizer else self.codec
-        wanted = Generator(method=method, hidden_size=run.hidden_size, num_layers=run.num_layers)
+        wanted = Generator(
+            method=method, auxiliary=run.auxiliary, hidden_size=run.hidden_size, num_layers=run.num_layers
+        )
         lexicon = lexicon_of(self.train.said, wanted)
         name = method + (f"_{Path(tokenizer).name}" if tokenizer else "")
         folder, timed = self.folder / name, self.folder / f"{name}_seconds.json"
