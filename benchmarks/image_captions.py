@@ -1,4 +1,4 @@
-"""Pictures told in words (tiles32, 8 x 8 codes), and by group (emoji64), by VQ-Diffusion.
+"""Pictures told in words (tiles32, 8 x 8 codes), and by group (emoji64), by VQ-Diffusion as published.
 
     python -m benchmarks.image_captions [--data tiles32|emoji64]
 
@@ -62,7 +62,7 @@ class Run:
     tokenizer: str = ""
     tokenizer_steps: int = 700
     tokenizer_batch: int = 16
-    method: str = "vq_diffusion"
+    method: str = "vq_paper"
     steps: int = 2000
     batch_size: int = 64
     learning_rate: float = 3e-3
