@@ -46,7 +46,7 @@ FREE = ("part", "methods", "samples", "save", "out")  # settings that no trained
 class Run:
     """tokenizer: folder of a trained one, "" for one of `codebook` codes trained here; collapsed, refitted: of one with few
     codes in use, and the same with codes fitted again, both decoders trained equally long (`benchmarks.image_codes --part
-    refit`); methods: to compare; steps: of the training of each; auxiliary: weight of VQ-Diffusion's second loss; samples:
+    refit`); methods: to compare; steps, bf16: of the training of each; auxiliary: weight of VQ-Diffusion's second loss; samples:
     pictures per cell.
     """
 
@@ -57,7 +57,8 @@ class Run:
     collapsed: str = "runs/images/refit_0"
     refitted: str = "runs/images/refit_1024"
     methods: str = "vq_diffusion,vq_ddm,maskgit,autoregressive"
-    steps: int = 1400
+    steps: int = 3000
+    bf16: bool = True
     batch_size: int = 64
     learning_rate: float = 3e-3
     auxiliary: float = 1.0
@@ -109,7 +110,7 @@ class Bench:
         else:
             settings = Training(
                 seed=run.seed, steps=run.steps, batch_size=run.batch_size, learning_rate=run.learning_rate,
-                warmup=min(50, run.steps), optimizer="muon", ema=0.995, betas=(0.9, 0.98), log_every=100,
+                warmup=min(50, run.steps), optimizer="muon", ema=0.995, betas=(0.9, 0.98), log_every=100, bf16=run.bf16,
                 save_every=max(1, run.steps // 4), progress=False,
             )  # fmt: skip
             start = time.process_time()

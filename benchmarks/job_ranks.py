@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.results import record
 from discdiff.cli import guarded, parse
+from discdiff.config import checked
 from discdiff.jobs import read_job
 
 
@@ -37,6 +38,8 @@ def shards(folder: Path) -> dict[str, str]:
 
 def main(argv: Sequence[str]) -> None:
     settings = parse("python -m benchmarks.job_ranks", argv, {"ranks": Ranks})["ranks"]
+    trained = (Path(settings.model) / "config.json").is_file()
+    checked("model", settings.model, trained, f"train one first: python -m tasks.text train --out {settings.model}")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets it: threads may change a logit's last bit
     job = [
         "tasks.text", "generate", settings.model, "--count", str(settings.count), "--shard", str(settings.shard),
