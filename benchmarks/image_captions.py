@@ -1,4 +1,4 @@
-"""Pictures told in words (tiles32, 8 x 8 codes), and by group (emoji64), by VQ-Diffusion as published.
+"""Pictures told in words (tiles32, 8 x 8 codes), and by group (emoji64), by VQ-Diffusion.
 
     python -m benchmarks.image_captions [--data tiles32|emoji64]
 
@@ -54,16 +54,18 @@ EMOJI = ImageTokenizerConfig(
 class Run:
     """tokenizer: folder of a trained one, "" for runs/images/tiles32, or one of `tokenizer_steps` trained here for emoji64;
     copies: mirrored and moved (by `shift` pixels at most) copies that the model learns beside each picture; least: captions
-    that a word must occur in to be more than an unknown one; sampling: steps of it; tried: guidance scales, of the first of
-    which are the goals.
+    that a word must occur in to be more than an unknown one; auxiliary: weight of the second loss; sampling: steps of it;
+    tried: guidance scales, of the first of which are the goals.
     """
 
     data: str = "tiles32"
     tokenizer: str = ""
     tokenizer_steps: int = 700
     tokenizer_batch: int = 16
-    method: str = "vq_paper"
+    method: str = "vq_diffusion"
+    auxiliary: float = 5.0
     steps: int = 2000
+    bf16: bool = True
     batch_size: int = 64
     learning_rate: float = 3e-3
     hidden_size: int = 128
@@ -139,7 +141,7 @@ class Bench:
         run = self.run
         wanted = Generator(
             condition=COLUMN[run.data], method=run.method, hidden_size=run.hidden_size, num_layers=run.num_layers,
-            dropout=run.dropout,
+            dropout=run.dropout, auxiliary=run.auxiliary,
         )  # fmt: skip
         folder, timed = self.folder / run.method, self.folder / f"{run.method}_seconds.json"
         model: DiscDiffModel
@@ -148,7 +150,7 @@ class Bench:
         else:
             settings = Training(
                 seed=run.seed, steps=run.steps, batch_size=run.batch_size, learning_rate=run.learning_rate,
-                warmup=min(50, run.steps), optimizer="muon", ema=0.995, betas=(0.9, 0.98), log_every=100,
+                warmup=min(50, run.steps), optimizer="muon", ema=0.995, betas=(0.9, 0.98), log_every=100, bf16=run.bf16,
                 save_every=max(1, run.steps // 4), progress=False,
             )  # fmt: skip
             train, start = more(self.train, run.copies, run.shift, run.seed), time.process_time()

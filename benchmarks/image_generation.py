@@ -46,8 +46,8 @@ FREE = ("part", "methods", "samples", "save", "out")  # settings that no trained
 class Run:
     """tokenizer: folder of a trained one, "" for one of `codebook` codes trained here; collapsed, refitted: of one with few
     codes in use, and the same with codes fitted again, both decoders trained equally long (`benchmarks.image_codes --part
-    refit`); methods: to compare; steps, bf16: of the training of each; auxiliary: weight of VQ-Diffusion's second loss; samples:
-    pictures per cell.
+    refit`); methods: to compare; steps, bf16: of the training of each; auxiliary: weight of VQ-Diffusion's second loss;
+    samples: pictures per cell.
     """
 
     part: str = "all"
@@ -61,7 +61,7 @@ class Run:
     bf16: bool = True
     batch_size: int = 64
     learning_rate: float = 3e-3
-    auxiliary: float = 1.0
+    auxiliary: float = 5.0
     hidden_size: int = 128
     num_layers: int = 4
     samples: int = 1000

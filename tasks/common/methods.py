@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from discdiff.clocks import Importance
+from discdiff.clocks import Importance, Shared
 from discdiff.maskers import FixedCount, Independent
 from discdiff.objectives import Autoregressive, Dropped, Elbo
 from discdiff.processes import Absorbing, Process, Uniform, vq_paper, vq_released
@@ -36,7 +36,7 @@ def both_ways(conditional: float) -> Method:
 
 def method_of(name: str, dropped: float = 0.1, auxiliary: float = 0.05) -> Method:
     """One of METHODS. dropped: share of rows trained without their condition; auxiliary: weight of VQ-Diffusion's second loss
-    per unit time, the paper's 5e-4 per step of 100.
+    per unit time, the paper's 5e-4 per step of 100; from 1 on it rules the loss, and times are uniform.
 
     vq_diffusion: mask-and-replace (2111.14822), the cavity predicted: what a code's own noisy value says of it is known and
     need not be learned. vq_paper: the whole posterior predicted, as the paper has it; vq_released: with the schedule of its
@@ -48,7 +48,7 @@ def method_of(name: str, dropped: float = 0.1, auxiliary: float = 0.05) -> Metho
         prediction = "cavity" if name == "vq_diffusion" else "own"
         goal: Any = Elbo(
             process,
-            clock=Importance(),
+            clock=Importance() if auxiliary < 1 else Shared(),  # it learns where the bound is large
             kind=prediction,
             auxiliary=auxiliary,
             adaptive=name == "vq_released" and auxiliary > 0,
