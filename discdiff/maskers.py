@@ -12,10 +12,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from discdiff.config import checked
 from discdiff.layout import TokenBatch
 from discdiff.noise import CORRUPT, MASK, Noise
 from discdiff.schedules import CosineMD4, Linear, Schedule
 from discdiff.types import per_position
+
+_FULL = 0x46  # a path of its own, apart from the inner masker's draws
 
 
 class Masked(NamedTuple):
@@ -175,3 +178,35 @@ class Independent:
                 each = each * batch.free.sum(1) / (len(noised) * total.clamp(min=1))
             weight = torch.where(here, each[:, None], weight)
         return Masked(hidden, weight)
+
+
+@dataclass(frozen=True)
+class FullyMasked:
+    """The masker with a `share` of the rows wholly hidden, the state in which a run starts; in them every position of the named
+    segments, () for all, is hidden with weight `weight`, the rest is the masker's.
+
+    Of n positions alone `Bernoulli` and `PerBlock` hide all in 1 / (n + 1) of the rows, counts that are uniform (`Linear()`,
+    `Independent`, `Span`) in 1 / n, MaskGIT's cosine (`FixedCount`) in (2 / pi) arccos(1 - 1 / n): of 32 in 3.0, 3.1 and 16 %.
+    weight 1 is that of MaskGIT, and of the any-order bound where n of n are hidden. With a share above 0 no bound. An
+    objective tells the network time 1 there. Raises ValueError for a share outside [0, 1], a negative weight and one such
+    masker in another.
+    """
+
+    inner: Masker = field(default_factory=FixedCount)
+    share: float = 0.1
+    segments: tuple[str, ...] = ()
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        checked("share", self.share, 0 <= self.share <= 1, "a share of the rows in [0, 1]")
+        checked("weight", self.weight, 0 <= self.weight < float("inf"), "0 or more, and finite")
+        checked("inner", self.inner, not isinstance(self.inner, FullyMasked), "give one share, around another masker")
+
+    def whole(self, batch: TokenBatch, noise: Noise) -> Tensor:
+        """Positions hidden because their row was chosen, bool (batch, length)."""
+        chosen = noise.child(_FULL).row_uniform(MASK) < self.share
+        return batch.free & batch.within(self.segments) & chosen[:, None]
+
+    def __call__(self, batch: TokenBatch, noise: Noise, t: Tensor) -> Masked:
+        masked, whole = self.inner(batch, noise, t), self.whole(batch, noise)
+        return Masked(masked.hidden | whole, torch.where(whole, self.weight, masked.weight))

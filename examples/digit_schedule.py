@@ -24,7 +24,7 @@ reader = SVC().fit(images[1200:].flatten(1).numpy(), labels[1200:].numpy())  # t
 
 shape = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "max_length": 17, "initializer_range": 1 / 8}
 model = dd.DiscDiffModel.seeded(dd.DiscDiffConfig(vocab=json.loads(vocab.to_json()), **shape), 0)
-settings = dd.TrainingSettings(steps=120, batch_size=64, learning_rate=1.5e-2, optimizer="muon", progress=False, log_every=100)
+settings = dd.TrainingSettings(steps=120, batch_size=64, optimizer="muon", learning_rate=1.5e-2, progress=False)
 with tempfile.TemporaryDirectory() as folder:
     dd.DiffusionTrainer(model, settings, dd.Elbo(), layout, rows, output_dir=folder).train()
 denoiser = dd.ModelDenoiser(model.eval())

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("types", "config", "manifest"),
-    ("processes", "schedules", "layout", "noise", "models", "clocks", "maskers"),
+    ("processes", "schedules", "layout", "noise", "models", "clocks", "maskers", "values"),
     ("kernels", "correctors", "scores", "rules", "denoisers", "objectives", "proposals"),
     ("sampling", "distill", "anchoring", "energy", "joint", "metrics", "testing"),
     ("cli", "training", "report", "checkpoints", "checking", "jobs", "lm_eval", "unified"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -11,6 +11,9 @@ from torch import Tensor
 
 STATISTICS = ("confidence", "margin", "entropy")
 LOG_PROBS = "log_probs"  # the whole row as a statistic, (n, K) float32
+Statistic = Callable[[Tensor, Tensor], Tensor]
+"""A statistic beside the named ones, hashable: (weights (n, K), totals (n,)) -> (n,) float64, higher is surer, of the law
+weights / total."""
 _NARROW, _BLOCK = 256, 128  # columns up to which a row is cumulated whole, and columns of a block of a wider one
 _PIECE = 1 << 20  # bytes that stay in a CPU's cache while several passes are made over them
 
@@ -66,11 +69,16 @@ def _first_above(cumulated: Tensor, uniform: Tensor) -> Tensor:
 
 @torch.no_grad()
 def draw(
-    logits: Tensor, uniform: Tensor, statistics: Sequence[str] = (), temperature: float = 1.0, owned: bool = False
+    logits: Tensor,
+    uniform: Tensor,
+    statistics: Sequence[Any] = (),
+    temperature: float = 1.0,
+    owned: bool = False,
 ) -> Drawn:
     """Columns drawn from softmax(logits / temperature), `(n, K), (n,) -> Drawn`, in the logits' own precision (float32 or
     float64); 0 is the arg-max. The log probabilities and statistics are those of softmax(logits), whatever the temperature.
-    owned: the logits may be overwritten, which spares a copy as wide as the vocabulary.
+    statistics: names, LOG_PROBS, or a `Statistic`, all keys of the result. owned: the logits may be overwritten, which spares
+    a copy as wide as the vocabulary.
     """
     again = temperature not in (0, 1) or any(name in (LOG_PROBS, "entropy") for name in statistics)
     shifted = logits if owned else torch.empty_like(logits)
@@ -131,8 +139,8 @@ def candidates(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tup
     return columns, shifted.gather(-1, columns).double() - cumulated[:, -1:].log()
 
 
-def rank(logits: Tensor, statistic: str) -> Tensor:
-    """How sure a prediction is, `(n, K) -> (n,)` float64, higher is surer: max p, p1 - p2, or -entropy in nats.
+def rank(logits: Tensor, statistic: str | Statistic) -> Tensor:
+    """How sure a prediction is, `(n, K) -> (n,)` float64, higher is surer: max p, p1 - p2, -entropy in nats, or a `Statistic`.
 
     "log_probs" is the whole row (n, K), float32.
     """
@@ -141,7 +149,9 @@ def rank(logits: Tensor, statistic: str) -> Tensor:
     return _statistic(shifted, weights, _cumulated(weights)[:, -1], statistic)
 
 
-def _statistic(shifted: Tensor, weights: Tensor, total: Tensor, statistic: str) -> Tensor:
+def _statistic(shifted: Tensor, weights: Tensor, total: Tensor, statistic: str | Statistic) -> Tensor:
+    if not isinstance(statistic, str):
+        return statistic(weights, total)
     if statistic == "confidence":
         return 1 / total  # the largest weight is exp(0)
     if statistic == "margin":

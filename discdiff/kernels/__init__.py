@@ -7,10 +7,12 @@ from discdiff.kernels.commit import Commit
 from discdiff.kernels.early_end import EarlyEnd
 from discdiff.kernels.first_hitting import FirstHitting
 from discdiff.kernels.guidance import ClassifierGuidance, FirstOrderGuidance, PosteriorGuidance
+from discdiff.kernels.recheck import Discounted, Recheck
 from discdiff.kernels.remask import Remask
 from discdiff.kernels.remdm_conf import RemaskConf
 from discdiff.kernels.replan import Replan
 from discdiff.kernels.strategies import DFM, STRATEGIES, Cap, ForwardBackward, Held, Rescale, Strategy, Switch
+from discdiff.kernels.valued import Valued
 
 __all__ = [
     "DFM",
@@ -21,6 +23,7 @@ __all__ = [
     "Chain",
     "ClassifierGuidance",
     "Commit",
+    "Discounted",
     "EarlyEnd",
     "FirstHitting",
     "FirstOrderGuidance",
@@ -28,6 +31,7 @@ __all__ = [
     "Held",
     "Kernel",
     "PosteriorGuidance",
+    "Recheck",
     "Remask",
     "RemaskConf",
     "Replan",
@@ -41,4 +45,5 @@ __all__ = [
     "prior_tokens",
     "select",
     "sites",
+    "Valued",
 ]

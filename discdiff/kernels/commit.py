@@ -99,26 +99,41 @@ class Commit(Kernel):
         return self.rule.init(state)
 
     def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
+        after, info, _ = self.fill(denoiser, state, step, noise)
+        return after, info
+
+    def fill(
+        self, denoiser: Any, state: State, step: Step, noise: Noise, judged: Tensor | None = None
+    ) -> tuple[State, Info, Tensor]:
+        """The step, and log p (batch, length) of the tokens it drew and of the committed ones `judged` (bool), as the
+        network that sees these says, from one network call; -inf elsewhere.
+        """
         moving = state.free & (step.s < step.t)
         eligible = moving & ~state.committed
         index = select(eligible if self.edit is None else moving)
-        if not len(index):
-            return arrive(state, step), Info()
+        seen = index[:0] if judged is None else select(judged)
+        if not len(index) + len(seen):
+            return arrive(state, step), Info(), torch.full_like(state.time, -torch.inf)
         if self.decide_first:
             chosen = self._choose(state, step, eligible, self.score(state, step, index, None, noise), {})
             index = select(chosen)
-        asked = ask(denoiser if self.edit is None else Raw(denoiser), self.process, state, step, noise, index)
-        drawn = asked.prediction.draw(asked.index, asked.noise, TOKEN, self.statistics)
+        asks = denoiser if self.edit is None and judged is None else Raw(denoiser)
+        asked = ask(asks, self.process, state, step, noise, torch.cat([index, seen]))
+        drawn = asked.prediction.draw(asked.index[: len(index)], asked.noise, TOKEN, self.statistics)
         if not self.decide_first:
             state = self.rule.remember(state, index, drawn.statistics)
             score = self.score(state, step, index, drawn, noise)
             tables = {name: spread(state, index, x) for name, x in drawn.statistics.items() if x.ndim == 1}
             chosen = self._choose(state, step, eligible, score, tables)
+        present = state.tokens.reshape(-1)
+        opinion = asked.prediction.log_prob(asked.index[len(index) :], present[seen])
+        log_p = spread(state, torch.cat([index, seen]), torch.cat([drawn.log_prob, opinion]))
         written = chosen | self._edited(state, index, drawn)
-        tokens = torch.where(written.view(-1)[index], drawn.tokens, state.tokens.reshape(-1)[index])
-        merged = state.tokens.reshape(-1).scatter(0, index, tokens).view(state.tokens.shape)
-        info = asked.info._replace(committed=chosen.sum(), entropy=-drawn.log_prob.mean())
-        return arrive(state, step)._replace(tokens=merged, committed=state.committed | chosen), info
+        tokens = torch.where(written.view(-1)[index], drawn.tokens, present[index])
+        merged = present.scatter(0, index, tokens).view(state.tokens.shape)
+        entropy = -drawn.log_prob.mean() if len(index) else None
+        info = asked.info._replace(committed=chosen.sum(), entropy=entropy)
+        return arrive(state, step)._replace(tokens=merged, committed=state.committed | chosen), info, log_p
 
     def _edited(self, state: State, index: Tensor, drawn: Drawn) -> Tensor:
         """Committed positions whose new token is likely enough, bool (batch, length)."""

@@ -117,7 +117,9 @@ def initialise(module: nn.Module, std: float, generator: torch.Generator | None 
             module.weight.copy_(eye.repeat(rows // len(eye), columns // len(eye)))
     elif isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=start * std, generator=generator)
-    if isinstance(module, nn.Linear) and module.bias is not None:
+    elif isinstance(module, nn.Conv2d):  # variance kept: what comes in is a picture, not an embedding
+        nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5, generator=generator)
+    if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
         nn.init.zeros_(module.bias)
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from discdiff.config import checked
 from discdiff.layout import VocabLayout
+from discdiff.models.told import told
 
 POOLS = 75  # modality embeddings: text, and as many modalities as a VocabLayout can hold
 DEPTHS = 64  # depth embeddings: levels that a modality may have
@@ -101,6 +102,7 @@ class NetworkConfig(PreTrainedConfig):
 class DiscDiffConfig(NetworkConfig):
     """Shape of a `DiscDiffModel`.
 
+    features: what it is told that is no token, by the name it has in `TokenBatch.features`, each the fields of a `Told`.
     mlp_ratio: hidden units of the SwiGLU per unit of width, rounded to a multiple of 32. max_depth: levels a packed slot
     may have, 1 = none.
 
@@ -117,6 +119,7 @@ class DiscDiffConfig(NetworkConfig):
     mlp_ratio: float = 8 / 3
     rope_theta: float = 10000.0
     max_depth: int = 1
+    features: dict[str, Any] | None = None
     qk_norm: bool = False
     dropout: float = 0.0
     norm_eps: float = 1e-6
@@ -150,6 +153,8 @@ class DiscDiffConfig(NetworkConfig):
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             checked(name, value, is_number and fits(value), f"give {remedy}")
+        self.features = as_json("features", self.features)
+        told(self.features)
         check_switch("qk_norm", self.qk_norm)
         check_switch("tie_word_embeddings", self.tie_word_embeddings)
         if self.hidden_size % self.num_heads or self.head_dim % 2:

@@ -11,6 +11,7 @@ from discdiff.models.attention import FLEX, Attend, attend_all, attend_columns, 
 from discdiff.models.blocks import Block, RMSNorm, Shared, initialise, linear
 from discdiff.models.cache import KVCache
 from discdiff.models.config import DiscDiffConfig, check_memory
+from discdiff.models.features import Features
 from discdiff.models.inputs import SlotInputs, SlotOutputs, TimeCondition
 from discdiff.models.network import Network
 from discdiff.models.rotary import rotary
@@ -42,6 +43,7 @@ class DiscDiffModel(Network):
         self.embed = nn.Embedding(self.vocab.total, config.hidden_size)
         self.inputs = SlotInputs(config)
         self.time = TimeCondition(config) if config.time_conditioning else None
+        self.features = Features(config.features, config.hidden_size) if config.features else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.outputs = SlotOutputs(config) if config.max_depth > 1 else None
@@ -83,6 +85,8 @@ class DiscDiffModel(Network):
             levels, late = distinct(at_slots(time, batch.tokens, lead))
             condition = self.time(levels)
         x = self.inputs(self.embed, batch, columns) if inputs is None else inputs
+        if self.features is not None:
+            x = self.features(x, batch, columns)
         cos, sin = rotary(batch, slot, self.config.head_dim, self.config.rope_theta, x.dtype)
         for block in self.blocks:
             x = block(x, condition, Shared(cos, sin, attend, late))

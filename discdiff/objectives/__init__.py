@@ -5,6 +5,7 @@ from discdiff.objectives.dropped import Dropped
 from discdiff.objectives.elbo import Autoregressive, Elbo
 from discdiff.objectives.heads import cross_entropy, density, gather
 from discdiff.objectives.linear_cross_entropy import linear_cross_entropy
+from discdiff.objectives.ordinal import Ordinal, ordinal
 
 __all__ = [
     "Autoregressive",
@@ -12,9 +13,11 @@ __all__ = [
     "BlockTimes",
     "Dropped",
     "Elbo",
+    "Ordinal",
     "cross_entropy",
     "density",
     "doubled",
     "gather",
     "linear_cross_entropy",
+    "ordinal",
 ]

@@ -11,9 +11,10 @@ from torch import Tensor
 from discdiff.clocks import Clock, Importance, Shared
 from discdiff.config import checked
 from discdiff.layout import TokenBatch
-from discdiff.maskers import Masker
+from discdiff.maskers import FullyMasked, Masker
 from discdiff.noise import CORRUPT, Noise
 from discdiff.objectives.heads import cross_entropy, density, gather, reconstruction
+from discdiff.objectives.ordinal import Ordinal, ordinal
 from discdiff.processes import Absorbing, PerSegment, Process, check_layout
 
 
@@ -25,9 +26,9 @@ class Elbo:
     position. kind: what the network is trained to predict. shift: slot i is predicted from slot i - 1. time_min keeps
     training away from weights of 1 / t. auxiliary: lambda of lambda * -log p(x0 | x_t) per unit time, added to the loss, not to
     the bound, at every free position (VQ-Diffusion arXiv 2111.14822 eq. 11, whose 5e-4 is per step of 100: 0.05); adaptive:
-    times 2 - t, as its code has it. The loss is the sum of nats over (batch * length),
-    so that micro-batches of equal size average exactly. Metrics, (batch,) each: `nats`, a row's estimate of its bound with
-    the prior term, and `row_loss`, the same per position.
+    times 2 - t, as its code has it. ordinal: modalities whose codes are numbers, and a loss that knows it. The loss is the
+    sum of nats over (batch * length), so that micro-batches of equal size average exactly. Metrics, (batch,) each: `nats`, a
+    row's estimate of its bound with the prior term, and `row_loss`, the same per position; `ordinal` changes neither.
     """
 
     process: Process = field(default_factory=Absorbing)
@@ -38,6 +39,7 @@ class Elbo:
     time_min: float = 1e-3
     auxiliary: float = 0.0
     adaptive: bool = False
+    ordinal: Ordinal | None = None
 
     def __post_init__(self) -> None:
         if self.masker is not None and not isinstance(self.process, Absorbing):
@@ -53,6 +55,8 @@ class Elbo:
             raise ValueError(f"time_min {self.time_min} must lie in [0, 1)")
 
     def __call__(self, model: Any, batch: TokenBatch, noise: Noise, time: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.ordinal is not None:
+            self.ordinal.check(batch.layout, self.process)
         time = self.time_min + (1 - self.time_min) * time.double()
         tokens, when, weight = self.corrupt(batch, noise, time)
         noisy = batch._replace(tokens=tokens)
@@ -79,7 +83,10 @@ class Elbo:
         if self.masker is not None:
             masked = self.masker(batch, noise, time)
             tokens = batch.tokens.masked_fill(masked.hidden, batch.layout.vocab.mask)
-            return tokens, time[:, None].expand(tokens.shape), masked.weight
+            when = time[:, None].expand(tokens.shape)
+            if isinstance(self.masker, FullyMasked):
+                when = torch.where(self.masker.whole(batch, noise), 1.0, when)
+            return tokens, when, masked.weight
         when = self.clock(batch, time)
         noisy = self.process.corrupt(batch.symbols(batch.tokens), when, noise.uniform(CORRUPT), batch.alphabet)
         tokens = torch.where(batch.free, batch.ids(noisy), batch.tokens)
@@ -106,7 +113,8 @@ class Elbo:
             sites = batch.free if number is None else batch.free & (segment == number)
             if isinstance(process, Absorbing):
                 sites = sites & (noisy.tokens == batch.layout.vocab.mask)
-                part = cross_entropy(batch, weight if self.masker else weight * process.weight(when))
+                scale = weight if self.masker else weight * process.weight(when)
+                part = ordinal(batch, scale, self.ordinal) if self.ordinal else cross_entropy(batch, scale)
             else:
                 part = density(batch, noisy, process, when, weight, self.kind, self.auxiliary, self.adaptive)
             loss, rows = gather(model, hidden, noisy, sites, self.shift, part)

@@ -67,7 +67,7 @@ def density(
         more = auxiliary * scale * (2 - time if adaptive else 1.0)
         return nats + more * process.reconstruction(log_x0, x0, x, time, kind), nats
 
-    return _predicted(batch, noisy, value)
+    return predicted(batch, noisy, value)
 
 
 def reconstruction(batch: TokenBatch, noisy: TokenBatch, process: Process, when: Tensor, kind: str) -> Part:
@@ -77,10 +77,10 @@ def reconstruction(batch: TokenBatch, noisy: TokenBatch, process: Process, when:
         nats = process.reconstruction(log_x0, x0, x, when.reshape(-1)[index], kind)
         return nats, nats
 
-    return _predicted(batch, noisy, value)
+    return predicted(batch, noisy, value)
 
 
-def _predicted(batch: TokenBatch, noisy: TokenBatch, value: Callable[..., tuple[Tensor, Tensor]]) -> Part:
+def predicted(batch: TokenBatch, noisy: TokenBatch, value: Callable[..., tuple[Tensor, Tensor]]) -> Part:
     """`value(log_x0 (n, K), x0, x, sites)`: loss (n,) and nats (n,), in bounded chunks."""
 
     def part(hidden: Tensor, head: Tensor, index: Tensor, alphabet: int) -> tuple[Tensor, Tensor]:

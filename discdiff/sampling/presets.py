@@ -16,6 +16,7 @@ from discdiff.correctors import Budget, Gibbs, Informed, Renoise
 from discdiff.denoisers import Sharpen
 from discdiff.energy import EnergyResampled
 from discdiff.kernels import Ancestral, Chain, Commit, FirstHitting, Kernel
+from discdiff.kernels.recheck import Discounted, Recheck
 from discdiff.kernels.remask import Remask
 from discdiff.kernels.remdm_conf import RemaskConf
 from discdiff.kernels.replan import Replan
@@ -118,6 +119,39 @@ def token_critic(process: Any, critic: Any = None, noise: float = 1.0) -> Recipe
     return Recipe(Replan(Annealed(Critic(critic), noise), CosineMD4(), process=process))
 
 
+def dd_vla(
+    process: Any,
+    score: str = "confidence",
+    noise: float = 1.0,
+    low: float = 0.1,
+    high: float = 0.4,
+    drop: float = 0.3,
+    share: float = 0.1,
+    limit: int = 2,
+    rescore: str = "visible",
+) -> Recipe:
+    """Surest positions first ("confidence" or "margin") with fading noise; what has lost its probability is masked again."""
+    names = ("confidence", "margin")
+    checked("score", score, score in names, f"choose from {', '.join(names)}")
+    commit = Commit(Annealed(Sure(score), noise), Quota(CosineMD4()), process)
+    return Recipe(Recheck(commit, low, high, drop, share, limit, rescore))
+
+
+def dd_vla_released(process: Any, noise: float = 1.0) -> Recipe:
+    """All positions in one ranking of drawn tokens with fading noise, committed ones at a probability that falls to 0."""
+    return Recipe(Replan(Annealed(Discounted(Candidate()), noise), CosineMD4(), process=process))
+
+
+def ud_vla(process: Any, noise: float = 1.0, jointly: bool = False) -> Recipe:
+    """Future image and actions in one run, each ranked by confidence with fading noise, by the cosine quota."""
+    return _commit(process, Annealed(Sure("confidence"), noise), Quota(CosineMD4()), jointly=jointly)
+
+
+def ud_vla_released(process: Any, noise: float = 1.0, jointly: bool = True) -> Recipe:
+    """As released: drawn tokens of all modalities in one ranking, noise that fades by the product of its factors."""
+    return _commit(process, Annealed(Candidate(), noise, "cumulative"), Quota(CosineMD4()), jointly=jointly)
+
+
 def edlm(
     process: Process,
     energy: Any = None,
@@ -195,6 +229,18 @@ PRESETS: dict[str, Preset] = {
         "path planning: all positions ranked by the network itself, the worst masked again",
     ),
     "token_critic": Preset(token_critic, BIASED, "2209.04439", "all positions ranked by a critic"),
+    "dd_vla": Preset(
+        dd_vla, BIASED, "DD-VLA 2508.20072", "surest positions first, doubtful tokens masked again", {"steps": 12}
+    ),
+    "dd_vla_released": Preset(
+        dd_vla_released, BIASED, "DD-VLA 2508.20072", "all positions ranked, committed ones ever lower", {"steps": 12}
+    ),
+    "ud_vla": Preset(
+        ud_vla, EXACT, "UD-VLA 2511.01718", "surest positions of each modality first, fading noise", {"steps": 72}
+    ),
+    "ud_vla_released": Preset(
+        ud_vla_released, BIASED, "UD-VLA 2511.01718", "likeliest drawn tokens of all modalities first", {"steps": 72}
+    ),
     "edlm": Preset(edlm, BIASED, "EDLM 2410.21357", "ancestral, whole candidates re-weighted by an energy"),
     "remdm_cap": Preset(
         lambda process, eta=0.02: Recipe(Remask(process, Cap(eta))), LIMIT, "2503.00307", "re-masking, capped chance"

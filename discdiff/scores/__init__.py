@@ -11,6 +11,7 @@ from discdiff.scores.around import Annealed, DepthPrefix
 from discdiff.scores.base import Score, check_score, log_scale, spread
 from discdiff.scores.orders import Lattice, LeftToRight, Random, halton_order
 from discdiff.scores.predicted import Candidate, Critic, Sure, UserScore
+from discdiff.scores.values import Concentrated
 
 SCORES: dict[str, Any] = {
     "random": Random(),
@@ -28,6 +29,7 @@ __all__ = [
     "SCORES",
     "Annealed",
     "Candidate",
+    "Concentrated",
     "Critic",
     "DepthPrefix",
     "Lattice",
