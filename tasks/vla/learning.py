@@ -1,0 +1,126 @@
+"""Train a policy on demonstrations: their chunks as rows, the objective of its method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from discdiff.config import checked
+from discdiff.layout import Layout
+from discdiff.maskers import FixedCount
+from discdiff.models import DiscDiffModel
+from discdiff.objectives import Autoregressive, Elbo, Ordinal
+from discdiff.processes import Absorbing
+from discdiff.training import DiffusionTrainer, TrainingSettings
+from tasks.common.words import Lexicon
+from tasks.vla.continuous import CONTINUOUS, ContinuousModel, Regression
+from tasks.vla.episodes import Episode
+from tasks.vla.lerobot import windows
+from tasks.vla.policy import ACTION, SAY, STATE, VIEW, ActionPolicy, Decoding, Policy, Scale, config_of, layout_of
+from tokenizers_vq.action.bins import ActionBins
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Of masked tokens. width: of soft labels over neighbouring codes, a standard deviation in normalised units, 0 for hard
+    ones; weight: of the distance of the expected number from the true one; distance: "absolute" or "squared".
+    """
+
+    width: float = 0.02
+    weight: float = 1.0
+    distance: str = "absolute"
+
+
+class Rows:
+    """Chunks of demonstrations as training rows; pictures stay bytes."""
+
+    def __init__(self, policy: ActionPolicy, layout: Layout, episodes: list[Episode]) -> None:
+        cut = windows(episodes, policy.settings.chunk)
+        self.lexicon, self.task = policy.lexicon, cut.task
+        codes = policy.tokenizer.encode(cut.actions).codes.view(len(cut.actions), policy.settings.chunk, -1)
+        self.tokens = torch.zeros(len(codes), layout.length, dtype=torch.int64)
+        self.tokens[:, layout.columns(SAY)] = policy.lexicon.ids(cut.task)
+        self.tokens[:, layout.columns(ACTION)] = layout.vocab.to_global(codes, ACTION).flatten(1)
+        self.state = policy.scale(cut.state[:, : policy.settings.proprio or None])
+        self.target = policy.tokenizer.normaliser.normalise(cut.actions).values
+        self.regresses = policy.settings.method in CONTINUOUS
+        self.pictures, self.where = None, torch.stack([cut.episode, cut.frame], 1)
+        if policy.settings.picture:
+            self.pictures = [_only(each, policy.settings.picture) for each in episodes]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = {"tokens": self.tokens[index], f"features.{STATE}": self.state[index]}
+        if self.regresses:
+            row["features.target"] = self.target[index]
+        if self.pictures is not None:
+            episode, frame = self.where[index].tolist()
+            row[f"features.{VIEW}"] = torch.from_numpy(self.pictures[episode][frame]).permute(2, 0, 1)
+        return row
+
+
+def untrained(settings: Policy, episodes: Iterable[Episode], seed: int, longest: int = 16) -> ActionPolicy:
+    """A policy with its first weights, and everything it takes from demonstrations: words, scales, levels.
+
+    Raises ValueError for no episodes, and for pictures that are not there.
+    """
+    shown = list(episodes)
+    checked("episodes", len(shown), len(shown) > 0, "at least one")
+    actions = torch.from_numpy(np.concatenate([each.action for each in shown]))
+    state = np.concatenate([each.state[:, : settings.proprio or None] for each in shown])
+    tokenizer = ActionBins.fit(
+        actions[:, None].expand(-1, settings.chunk, -1), codebook_size=settings.codebook_size, mode="range"
+    )
+    lexicon = Lexicon.whole([each.task for each in shown], longest)
+    layout = layout_of(settings, actions.shape[1], lexicon)
+    network = ContinuousModel if settings.method in CONTINUOUS else DiscDiffModel
+    model = network.seeded(config_of(settings, layout, state.shape[1]), seed)
+    steps = 8 if settings.method == "flow" else 1
+    return ActionPolicy(model, tokenizer, lexicon, Scale.of(state), settings, Decoding(steps=steps))
+
+
+def objective_of(policy: ActionPolicy, loss: Loss) -> Any:
+    """What the method minimises."""
+    if policy.settings.method in CONTINUOUS:
+        return Regression(policy.settings.method == "flow")
+    if policy.settings.method == "autoregressive":
+        return Autoregressive()
+    ordered = Ordinal(policy.values, loss.width, loss.weight, loss.distance) if loss.width or loss.weight else None
+    return Elbo(Absorbing(), masker=FixedCount(), ordinal=ordered)
+
+
+def fit(
+    policy: ActionPolicy, episodes: Iterable[Episode], training: TrainingSettings, folder: str | Path,
+    loss: Loss | None = None, resume: str | None = None,
+) -> ActionPolicy:  # fmt: skip
+    """The policy, trained on the chunks that begin at every frame; checkpoints in FOLDER_training.
+
+    Raises KeyboardInterrupt where Ctrl-C or SIGTERM ended the training, whose checkpoint `resume="auto"` goes on from.
+    """
+    folder, layout = Path(folder), policy.layout
+    rows = Rows(policy, layout, list(episodes))
+    goal = objective_of(policy, loss or Loss())
+    checkpoints = folder.with_name(f"{folder.name}_training")
+    trainer = DiffusionTrainer(policy.model.train(), training, goal, layout, rows, output_dir=checkpoints)
+    trainer.train(resume)
+    if trainer.stopped_by == "signal":
+        raise KeyboardInterrupt
+    trainer.save_model(folder / "model")
+    trained = replace(policy, model=type(policy.model).from_pretrained(folder / "model").eval())
+    trained.save_pretrained(folder)
+    return trained
+
+
+def _only(episode: Episode, size: int) -> np.ndarray:
+    """The pictures of the only camera. Raises ValueError for several, none and another size."""
+    found = {name: x.shape[1:3] for name, x in episode.pictures.items()}
+    checked("cameras", found, list(found.values()) == [(size, size)], f"one camera with pictures {size} wide")
+    return next(iter(episode.pictures.values()))
