@@ -38,7 +38,7 @@ def shards(folder: Path) -> dict[str, str]:
 
 def main(argv: Sequence[str]) -> None:
     settings = parse("python -m benchmarks.job_ranks", argv, {"ranks": Ranks})["ranks"]
-    trained = (Path(settings.model) / "config.json").is_file()
+    trained = (Path(settings.model) / "model" / "config.json").is_file()
     checked("model", settings.model, trained, f"train one first: python -m tasks.text train --out {settings.model}")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets it: threads may change a logit's last bit
     job = [
