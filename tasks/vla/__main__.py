@@ -1,4 +1,5 @@
-"""python -m tasks.vla tokenizer fit bins|dct|fast|chunks, and evaluate: codes for robot actions.
+"""python -m tasks.vla tokenizer fit bins|dct|fast|chunks, and evaluate: codes for robot actions; collect|train|evaluate|sample:
+a policy that makes them.
 
 python -m tasks.vla tokenizer fit fast --scale 10 --out runs/actions           # of a small world's expert
 python -m tasks.vla tokenizer fit bins --source demos.npz --chunk 8 --raw 6    # action (frames, 7), episode_index (frames,)
@@ -6,6 +7,12 @@ python -m tasks.vla tokenizer fit bins --spacing openvla --codebook_size 255 --s
 python -m tasks.vla tokenizer fit dct --source lerobot/data --frequencies 4    # a folder of parquet files
 python -m tasks.vla tokenizer fit chunks --num_quantizers 4 --steps 2000       # learned, by gradients
 python -m tasks.vla tokenizer evaluate runs/actions
+python -m tasks.vla train --data world --out runs/policy                       # of a small world's expert, without a simulator
+python -m tasks.vla evaluate runs/policy --steps 4 --read mode
+python -m tasks.vla sample runs/policy --frame 3:10
+python -m tasks.vla collect --tasks drawer-open,push --episodes 25 --out runs/demonstrations     # of Meta-World's experts
+python -m tasks.vla train --data runs/demonstrations --out runs/robot
+python -m tasks.vla evaluate runs/robot --tasks drawer-open,push
 """
 
 from __future__ import annotations
@@ -16,6 +23,9 @@ from functools import partial
 from transformers.utils.logging import disable_progress_bar
 
 from discdiff.cli import commands, guarded
+from tasks.vla.commands import collect, train
+from tasks.vla.judged import evaluate as judge
+from tasks.vla.judged import sample
 from tasks.vla.settings import KINDS
 from tasks.vla.tokenizer import evaluate, fit
 
@@ -23,8 +33,9 @@ PROG = "python -m tasks.vla"
 FIT = f"{PROG} tokenizer fit"
 
 FITS = commands(FIT, {kind: partial(fit, kind, f"{FIT} {kind}") for kind in KINDS})
-EVALUATE = partial(evaluate, f"{PROG} tokenizer evaluate")
-MAIN = commands(PROG, {"tokenizer": commands(f"{PROG} tokenizer", {"fit": FITS, "evaluate": EVALUATE})})
+TOKENIZER = commands(f"{PROG} tokenizer", {"fit": FITS, "evaluate": partial(evaluate, f"{PROG} tokenizer evaluate")})
+OWN = {"collect": collect, "train": train, "evaluate": judge, "sample": sample}
+MAIN = commands(PROG, {"tokenizer": TOKENIZER, **{name: partial(f, f"{PROG} {name}") for name, f in OWN.items()}})
 
 if __name__ == "__main__":
     disable_progress_bar()  # of reading and writing weights

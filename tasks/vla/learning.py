@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from discdiff.layout import Layout
 from discdiff.maskers import FixedCount
 from discdiff.models import DiscDiffModel
 from discdiff.objectives import Autoregressive, Elbo, Ordinal
+from discdiff.objectives.ordinal import DISTANCES
 from discdiff.processes import Absorbing
 from discdiff.training import DiffusionTrainer, TrainingSettings
 from tasks.common.words import Lexicon
@@ -35,6 +37,11 @@ class Loss:
     width: float = 0.02
     weight: float = 1.0
     distance: str = "absolute"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "weight"):
+            checked(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "0 or above")
+        checked("distance", self.distance, self.distance in DISTANCES, f"choose from {', '.join(DISTANCES)}")
 
 
 class Rows:
@@ -70,19 +77,22 @@ class Rows:
 def untrained(settings: Policy, episodes: Iterable[Episode], seed: int, longest: int = 16) -> ActionPolicy:
     """A policy with its first weights, and everything it takes from demonstrations: words, scales, levels.
 
-    Raises ValueError for no episodes, and for pictures that are not there.
+    Raises ValueError for no episodes, states without numbers, and instructions of more than `longest` words.
     """
     shown = list(episodes)
     checked("episodes", len(shown), len(shown) > 0, "at least one")
+    numbers = shown[0].state.shape[1]
+    checked("proprio", settings.proprio, settings.proprio <= numbers > 0, f"the states have {numbers} numbers")
     actions = torch.from_numpy(np.concatenate([each.action for each in shown]))
     state = np.concatenate([each.state[:, : settings.proprio or None] for each in shown])
     tokenizer = ActionBins.fit(
         actions[:, None].expand(-1, settings.chunk, -1), codebook_size=settings.codebook_size, mode="range"
     )
-    lexicon = Lexicon.whole([each.task for each in shown], longest)
+    lexicon = Lexicon.whole([each.task for each in shown], settings.words or longest)
+    lexicon = replace(lexicon, length=settings.words or lexicon.length)
     layout = layout_of(settings, actions.shape[1], lexicon)
     network = ContinuousModel if settings.method in CONTINUOUS else DiscDiffModel
-    model = network.seeded(config_of(settings, layout, state.shape[1]), seed)
+    model = network.seeded(config_of(settings, layout, state.shape[1]), seed).eval()
     steps = 8 if settings.method == "flow" else 1
     return ActionPolicy(model, tokenizer, lexicon, Scale.of(state), settings, Decoding(steps=steps))
 
@@ -114,7 +124,8 @@ def fit(
     if trainer.stopped_by == "signal":
         raise KeyboardInterrupt
     trainer.save_model(folder / "model")
-    trained = replace(policy, model=type(policy.model).from_pretrained(folder / "model").eval())
+    model = type(policy.model).from_pretrained(folder / "model").to(trainer.args.device).eval()
+    trained = replace(policy, model=model)
     trained.save_pretrained(folder)
     return trained
 

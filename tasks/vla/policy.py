@@ -13,94 +13,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from discdiff.config import checked, from_dict, read_json, to_dict
+from discdiff.config import build, checked, from_dict, read_json, to_dict
 from discdiff.denoisers import denoiser_of, process_of
 from discdiff.kernels.valued import VALUE, Valued
-from discdiff.layout import Layout, Modality, Segment, TokenBatch, VocabLayout, make_batch
-from discdiff.models import DiscDiffConfig, DiscDiffModel
+from discdiff.layout import Layout, TokenBatch, make_batch
+from discdiff.models import DiscDiffModel
+from discdiff.report import Trace, record
+from discdiff.report.pictures import write_atomically
 from discdiff.sampling import Sampler, sampler
 from discdiff.values import CodeValues
-from tasks.common.words import Lexicon
+from tasks.common.words import Lexicon, split
 from tasks.vla.continuous import CONTINUOUS, ContinuousModel, regressed
-from tasks.vla.episodes import Episode
+from tasks.vla.design import (
+    ACTION,
+    GRID,
+    METHODS,
+    NOISY,
+    READ,
+    SAY,
+    STATE,
+    VIEW,
+    Decoding,
+    Policy,
+    Scale,
+    config_of,
+    layout_of,
+    told_state,
+)  # fmt: skip
 from tokenizers_vq.action.bins import ActionBins
+from tokenizers_vq.action.normalise import ActionStatistics, Normaliser, read_statistics, write_statistics
 from tokenizers_vq.auto import load_tokenizer
 
-METHODS = ("masked", "autoregressive", *CONTINUOUS)
-SAY, STATE, VIEW, ACTION, NOISY = "instruction", "state", "view", "action", "noisy"
-GRID = (4, 4)  # slots of a picture
-TASK, MODEL, TOKENIZER = "task.json", "model", "tokenizer"
-READ = ("expectation", "mode", "argmax", "token")
+__all__ = [
+    "ACTION", "GRID", "METHODS", "NOISY", "READ", "SAY", "STATE", "VIEW",
+    "ActionPolicy", "Decoding", "Policy", "Scale", "config_of", "layout_of", "told_state",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Policy:
-    """method: masked diffusion of tokens; the twins on the same trunk are autoregressive tokens, parallel L1 (OpenVLA-OFT,
-    arXiv 2502.19645) and flow (flow matching). chunk: actions made at once; codebook_size: levels of a number; packed: one
-    slot per step of a chunk, not per number (masked); proprio: leading numbers of the state that it is told, 0 for all;
-    picture: width of the picture it is shown, 0 for none; hidden_size, num_layers, num_heads: its size.
-    """
-
-    method: str = "masked"
-    chunk: int = 8
-    codebook_size: int = 256
-    packed: bool = True
-    proprio: int = 0
-    picture: int = 0
-    hidden_size: int = 128
-    num_layers: int = 3
-    num_heads: int = 4
-
-    def __post_init__(self) -> None:
-        checked("method", self.method, self.method in METHODS, f"choose from {', '.join(METHODS)}")
-        checked("chunk", self.chunk, self.chunk >= 1, "at least one action")
-        checked("proprio", self.proprio, self.proprio >= 0, "numbers of the state, 0 for all")
-        fits = self.picture == 0 or (self.picture >= 16 and self.picture & (self.picture - 1) == 0)
-        checked("picture", self.picture, fits, "0, or a power of 2 from 16 on")
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """sampler: a name of `discdiff.PRESETS`; steps: rounds (flow: of Euler's method); read: the number of a committed token,
-    `Valued`'s "expectation", "mode", "argmax" or "token"; window: of "mode", in normalised units; nearest: later rounds see
-    the code nearest to that number; temperature: of the draw; knobs: of the sampler.
-    """
-
-    sampler: str = "confidence"
-    steps: int = 1
-    read: str = "expectation"
-    window: float = 0.05
-    nearest: bool = False
-    temperature: float = 0.0
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        checked("steps", self.steps, self.steps >= 1, "at least one round")
-        checked("read", self.read, self.read in READ, f"choose from {', '.join(READ)}")
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What the state is divided by: middle and spread (dim,) of demonstrations; what hardly moves is not blown up."""
-
-    middle: tuple[float, ...]
-    spread: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        for name in ("middle", "spread"):
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
-
-    @classmethod
-    def of(cls, state: np.ndarray) -> Scale:
-        """Of states (frames, dim): mean, and deviation or, where that is below 1e-3 of the largest, 1."""
-        deep = state.astype(np.float64)
-        spread = deep.std(0)
-        return cls(tuple(deep.mean(0)), tuple(np.where(spread > 1e-3 * spread.max(), spread, 1.0)))
-
-    def __call__(self, state: Tensor) -> Tensor:
-        """States (n, dim) to about [-1, 1], cut at 5."""
-        middle, spread = (torch.tensor(x, dtype=torch.float64) for x in (self.middle, self.spread))
-        return ((state.double() - middle) / spread).clamp(-5, 5).float()
+TASK, MODEL, TOKENIZER, STATISTICS = "task.json", "model", "tokenizer", "dataset_statistics.json"
+_PARTS = ("lexicon", "scale", "policy", "decoding")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +58,8 @@ class ActionPolicy:
     """A trained policy: its network, the tokenizer of its chunks, its words and the scale of its states.
 
     `predict_action` decodes a chunk for observations; `save_pretrained` and `from_pretrained` keep it in a folder.
+    statistics: of actions by the name of their data set, as OpenVLA's dataset_statistics.json has them; what is decoded is
+    brought to the units of one of them. Without any, it is brought to those of the demonstrations.
     """
 
     model: Any
@@ -116,6 +68,11 @@ class ActionPolicy:
     scale: Scale
     settings: Policy
     decoding: Decoding = Decoding()
+    statistics: Mapping[str, ActionStatistics] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        dim, dims = self.tokenizer.config.dim, {key: each.dim for key, each in self.statistics.items()}
+        checked("statistics", dims, all(d == dim for d in dims.values()), f"actions have {dim} dimensions")
 
     @property
     def layout(self) -> Layout:
@@ -129,27 +86,47 @@ class ActionPolicy:
         same = bool((levels == levels[0]).all())
         return CodeValues({ACTION: (levels[0] if same else levels).double().tolist()})
 
+    def normaliser(self, unnorm_key: str | None = None) -> Normaliser:
+        """Between [-1, 1] and the units of the actions of one data set; the key may be left out where there is one only.
+
+        Raises ValueError naming the keys for an unknown or ambiguous one.
+        """
+        own, keys = self.tokenizer.normaliser, sorted(self.statistics)
+        if not keys:
+            checked("unnorm_key", unnorm_key, unnorm_key is None, "this policy has no statistics by key: leave it out")
+            return own
+        if unnorm_key is None:
+            checked("unnorm_key", unnorm_key, len(keys) == 1, f"say whose statistics, one of {keys}")
+        else:
+            checked("unnorm_key", unnorm_key, unnorm_key in keys, f"choose from {keys}")
+        return dataclasses.replace(own, statistics=self.statistics[unnorm_key or keys[0]])
+
     def rows(self, state: np.ndarray, instruction: Sequence[str], pictures: np.ndarray | None = None) -> TokenBatch:
-        """Observations as rows whose actions are all masked. Raises ValueError for other shapes and missing pictures."""
-        seen = np.atleast_2d(np.asarray(state, dtype=np.float32))
-        n, dim = len(instruction), len(self.scale.middle)
+        """Observations as rows whose actions are all masked; states beyond 5 deviations are cut there, unknown words are read
+        as one. Raises ValueError for other shapes, numbers that are not finite, missing pictures, and long instructions.
+        """
+        seen = np.atleast_2d(np.array(state, dtype=np.float32))  # a copy: what is given may be read-only
+        n, dim, room = len(instruction), len(self.scale.middle), self.lexicon.length
+        checked("instructions", n, n > 0, "at least one")
         checked("state", seen.shape, seen.shape == (n, dim), f"give ({n}, {dim}): one row per instruction")
-        checked("state", int((~np.isfinite(seen)).sum()), bool(np.isfinite(seen).all()), "finite numbers")
+        bad = ~np.isfinite(seen)
+        checked("state", int(bad.sum()), not bad.any(), "numbers that are not finite: leave such observations out")
+        long = [each for each in instruction if len(split(each)) > room]
+        checked("instruction", long[:1], not long, f"at most {room} words are read: train with Policy(words=...)")
         tokens = torch.full((n, self.layout.length), self.layout.vocab.mask)
         tokens[:, self.layout.columns(SAY)] = self.lexicon.ids(instruction)
-        others = [name for name in (STATE, VIEW) if name in self.layout.names]
-        for name in others:
-            tokens[:, self.layout.columns(name)] = 0
-        return make_batch(self.layout, tokens, features=self._features(torch.from_numpy(seen), pictures))
-
-    def _features(self, state: Tensor, pictures: np.ndarray | None) -> dict[str, Tensor]:
-        found = {STATE: self.scale(state)}
-        if self.settings.picture:
-            size = self.settings.picture
-            shape = None if pictures is None else pictures.shape[1:]
-            checked("pictures", shape, shape == (size, size, 3), f"give uint8 (n, {size}, {size}, 3)")
-            found[VIEW] = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)  # type: ignore[arg-type]
-        return found
+        for name in (STATE, VIEW):
+            if name in self.layout.names:
+                tokens[:, self.layout.columns(name)] = 0
+        features = {STATE: self.scale(torch.from_numpy(seen))}
+        size = self.settings.picture
+        checked("pictures", pictures is not None, bool(size) or pictures is None, "this policy is shown none")
+        if size:
+            given = None if pictures is None else (pictures.shape, str(pictures.dtype))
+            fits = given == ((n, size, size, 3), "uint8")
+            checked("pictures", given, fits, f"give uint8 ({n}, {size}, {size}, 3)")
+            features[VIEW] = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2)
+        return make_batch(self.layout, tokens, features=features)
 
     @torch.no_grad()
     def predict_action(
@@ -161,44 +138,64 @@ class ActionPolicy:
         prefix: np.ndarray | None = None,
         seed: int | Sequence[int] = 0,
         decoding: Decoding | None = None,
+        unnorm_key: str | None = None,
     ) -> np.ndarray:
         """Chunks of actions (n, chunk, dim) float32 for states (n, dim) and what to do in words; (chunk, dim) for one state.
 
         prefix (n, k, dim): actions that are executed already (real-time chunking), returned as they are. seed: one, of which
-        row i takes the i-th from it on, or one per row.
+        row i takes the i-th from it on, or one per row. unnorm_key: whose units the actions are in, see `normaliser`.
         """
         alone = isinstance(instruction, str)
         said = [instruction] if isinstance(instruction, str) else list(instruction)
-        state = np.atleast_2d(np.asarray(state, dtype=np.float32))
         pictures = pictures[None] if alone and pictures is not None and pictures.ndim == 3 else pictures
-        seeds = [seed + i for i in range(len(said))] if isinstance(seed, int) else list(seed)
+        if isinstance(seed, int | np.integer):
+            seeds = [int(seed) + i for i in range(len(said))]
+        else:
+            seeds = [int(each) for each in seed]
         checked("seed", len(seeds), len(seeds) == len(said), f"one, or {len(said)}: one per row")
-        batch, how = self.rows(state, said, pictures), decoding or self.decoding
-        prefix = np.zeros((len(said), 0, self.tokenizer.config.dim), np.float32) if prefix is None else prefix
-        prefix = prefix[None] if alone and prefix.ndim == 2 else prefix
-        y = self._decoded(batch, torch.as_tensor(prefix, dtype=torch.float32), how, seeds)
-        actions = self.tokenizer.normaliser.restore(y.clamp(-1, 1)).float().cpu().numpy()
-        actions[:, : prefix.shape[1]] = prefix
+        batch, how, units = self.rows(state, said, pictures), decoding or self.decoding, self.normaliser(unnorm_key)
+        how.check(self.settings.method)
+        chunk, dim = self.settings.chunk, self.tokenizer.config.dim
+        done = np.zeros((len(said), 0, dim), np.float32) if prefix is None else np.asarray(prefix, dtype=np.float32)
+        done = done[None] if alone and done.ndim == 2 else done
+        fits = done.ndim == 3 and done.shape[::2] == (len(said), dim) and done.shape[1] <= chunk
+        checked("prefix", done.shape, fits, f"give ({len(said)}, at most {chunk}, {dim})")
+        checked("prefix", int((~np.isfinite(done)).sum()), bool(np.isfinite(done).all()), "give finite numbers")
+        y = self._decoded(batch, units.normalise(torch.from_numpy(done)).values, how, seeds)
+        actions = units.restore(y.double().clamp(-1, 1)).float().cpu().numpy()
+        actions[:, : done.shape[1]] = done
         return actions[0] if alone else actions
 
-    def _decoded(self, batch: TokenBatch, prefix: Tensor, how: Decoding, seeds: list[int]) -> Tensor:
-        """Normalised actions (n, chunk, dim)."""
-        chunk, dim, k = self.settings.chunk, self.tokenizer.config.dim, prefix.shape[1]
-        fits = prefix.shape == (len(batch.tokens), k, dim) and k <= chunk
-        checked("prefix", tuple(prefix.shape), fits, f"give ({len(batch.tokens)}, at most {chunk}, {dim})")
-        known = self.tokenizer.normaliser.normalise(prefix).values
+    def _decoded(self, batch: TokenBatch, known: Tensor, how: Decoding, seeds: list[int]) -> Tensor:
+        """Normalised actions (n, chunk, dim); known (n, k, dim): normalised, the first of them."""
+        chunk, dim, k = self.settings.chunk, self.tokenizer.config.dim, known.shape[1]
         if self.settings.method in CONTINUOUS:
             return regressed(self.model, batch.to(self.model.device), known, how.steps, seeds)
+        if k == chunk:
+            return known  # nothing is left to decode
         if k:
-            whole = torch.cat([prefix, prefix[:, -1:].expand(-1, chunk - k, -1)], 1)
-            codes = self.tokenizer.encode(whole).codes.view(-1, chunk, dim)
+            whole = torch.cat([known, known[:, -1:].expand(-1, chunk - k, -1)], 1)
+            codes = self.tokenizer.encode(self.tokenizer.normaliser.restore(whole)).codes.view(-1, chunk, dim)
             tokens, columns = batch.tokens.clone(), self.layout.columns(ACTION)[: k * dim]
             tokens[:, columns] = self.layout.vocab.to_global(codes, ACTION).flatten(1)[:, : k * dim]
             batch = batch._replace(tokens=tokens, given=tokens != self.layout.vocab.mask)
-        run = self._sampler(how)
-        state, _ = run(denoiser_of(self.model), batch.to(self.model.device), seeds)
+        state, _ = self._sampler(how)(denoiser_of(self.model), batch.to(self.model.device), seeds)
         value = state.memory[VALUE][:, self.layout.columns(ACTION)]
         return value.unflatten(1, (chunk, dim)).cpu()
+
+    @torch.no_grad()
+    def unmasking(
+        self, state: np.ndarray, instruction: str, pictures: np.ndarray | None = None, *, seed: int = 0,
+        decoding: Decoding | None = None,
+    ) -> Trace:  # fmt: skip
+        """The rounds in which a chunk of tokens is decoded, for `discdiff.report.player`. Raises ValueError for a method
+        without tokens.
+        """
+        method, how = self.settings.method, decoding or self.decoding
+        checked("method", method, method not in CONTINUOUS, "it makes numbers, not tokens")
+        how.check(method)
+        batch = self.rows(state, [instruction], pictures if pictures is None or pictures.ndim == 4 else pictures[None])
+        return record(self._sampler(how).iterate(denoiser_of(self.model), batch.to(self.model.device), [seed]))
 
     def _sampler(self, how: Decoding) -> Sampler:
         if self.settings.method == "autoregressive":
@@ -209,58 +206,29 @@ class ActionPolicy:
         return dataclasses.replace(built, kernel=Valued(built.kernel, self.values, how.read, how.window, how.nearest))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """model/, tokenizer/ and task.json."""
+        """model/, tokenizer/, task.json, and where there are statistics by key dataset_statistics.json."""
         folder = Path(folder)
         self.model.save_pretrained(folder / MODEL)
         self.tokenizer.save_pretrained(folder / TOKENIZER)
+        if self.statistics:
+            write_statistics(folder / STATISTICS, self.statistics)
         parts = {"lexicon": self.lexicon, "scale": self.scale, "policy": self.settings}
         stored = {name: to_dict(part) for name, part in parts.items()}
         stored["decoding"] = dataclasses.asdict(self.decoding) | {"knobs": dict(self.decoding.knobs)}
-        (folder / TASK).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+        write_atomically(folder / TASK, (json.dumps(stored, indent=2) + "\n").encode("utf-8"))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ActionPolicy:
         """Raises ValueError for a folder that holds no policy."""
         folder = Path(folder)
-        checked("folder", str(folder), (folder / TASK).is_file(), "no policy there: python -m tasks.vla train --out it")
-        stored = read_json(folder / TASK)
+        stored = read_json(folder / TASK) if (folder / TASK).is_file() else {}
+        held = all(name in stored for name in _PARTS)
+        checked("folder", str(folder), held, "no policy there: finish python -m tasks.vla train --out it")
         kinds: dict[str, Any] = {"Lexicon": Lexicon, "Scale": Scale, "Policy": Policy}
-        lexicon, scale, settings = (from_dict(stored[name], kinds) for name in ("lexicon", "scale", "policy"))
+        lexicon, scale, settings = (from_dict(stored[name], kinds) for name in _PARTS[:3])
         network = ContinuousModel if settings.method in CONTINUOUS else DiscDiffModel
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = network.from_pretrained(folder / MODEL).to(device).eval()
-        return cls(model, load_tokenizer(folder / TOKENIZER), lexicon, scale, settings, Decoding(**stored["decoding"]))
-
-
-def layout_of(settings: Policy, dim: int, lexicon: Lexicon) -> Layout:
-    """[instruction | state | view | action]; only the actions are noised, and nothing before them sees them."""
-    vocab = VocabLayout(len(lexicon.words), (Modality(ACTION, settings.codebook_size, dim),))
-    segments = [Segment(SAY, "text", (lexicon.length,), noised=False), Segment(STATE, "text", (1,), noised=False)]
-    if settings.picture:
-        segments.append(Segment(VIEW, "text", (GRID[0] * GRID[1],), noised=False))
-    segments.append(Segment(ACTION, ACTION, (settings.chunk,), axes="t"))
-    causal = settings.method == "autoregressive"
-    packed = not causal and (settings.packed or settings.method in CONTINUOUS)
-    return Layout(vocab, tuple(segments), attention="causal" if causal else "prefix", packed=packed)
-
-
-def config_of(settings: Policy, layout: Layout, states: int) -> DiscDiffConfig:
-    """The network's configuration; states: numbers of a state that it is told."""
-    features: dict[str, Any] = {STATE: {"segment": STATE, "shape": [states]}}
-    if settings.picture:
-        size = settings.picture
-        features[VIEW] = {"segment": VIEW, "shape": [3, size, size], "grid": list(GRID)}
-    dim = layout.depth(layout.segments[-1])
-    if settings.method == "flow":
-        features[NOISY] = {"segment": ACTION, "shape": [settings.chunk, dim]}
-    return DiscDiffConfig(
-        vocab=json.loads(layout.vocab.to_json()), layout=to_dict(layout), hidden_size=settings.hidden_size,
-        num_layers=settings.num_layers, num_heads=settings.num_heads, initializer_range=settings.hidden_size**-0.5,
-        max_length=len(layout.tables().lead), max_depth=dim if layout.packed else 1, features=features,
-        time_conditioning=settings.method == "flow", shift=settings.method == "autoregressive",
-    )  # fmt: skip
-
-
-def told_state(episode: Episode, settings: Policy) -> np.ndarray:
-    """The part of an episode's states that the policy is told."""
-    return episode.state[:, : settings.proprio or None]
+        decoding, file = build(Decoding, stored["decoding"]), folder / STATISTICS
+        statistics = {key: read_statistics(file, key) for key in read_json(file)} if file.is_file() else {}
+        return cls(model, load_tokenizer(folder / TOKENIZER), lexicon, scale, settings, decoding, statistics)

@@ -1,0 +1,205 @@
+"""The cells that `benchmarks.vla` keeps, and the table and the goals that follow from them.
+
+Which decoder stands for a method in a comparison is chosen by its success on development seeds, never on those evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import vla_tracks
+from benchmarks.vla_tracks import DEVELOPMENT, EVALUATION, FIRST, METHODS, SWAPPED, TRACKS
+from tasks.vla.intervals import Interval, difference, interval
+from tasks.vla.policy import Decoding
+
+Choice = tuple[str, str]  # method, decoder
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation: a decoder of a policy on a track."""
+
+    track: str
+    method: str
+    seed: int
+    decoder: str
+    kind: str = EVALUATION
+
+    @property
+    def how(self) -> Decoding:
+        """Its decoding."""
+        return TRACKS[self.track].decoders[self.method][self.decoder]
+
+    @property
+    def file(self) -> Path:
+        """Where it is kept in a folder of cells."""
+        slug = re.sub(r"[^a-z0-9]+", "_", self.decoder.lower())
+        return Path(
+            self.track, f"{self.method}_{self.seed}", f"{slug}{'' if self.kind == EVALUATION else f'.{self.kind}'}.json"
+        )
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells in a folder, of so many episodes per task of at most `cap` steps; those of other settings count as missing."""
+
+    folder: Path
+    episodes: int = 20
+    development: int = 5
+    cap: int = 300
+
+    def seeds(self, kind: str) -> range:
+        """Of the episodes."""
+        return range(FIRST[kind], FIRST[kind] + (self.development if kind == DEVELOPMENT else self.episodes))
+
+    def key(self, cell: Cell) -> dict[str, Any]:
+        """What a cell is the result of, beside the weights; of the decoding, what is not as by default."""
+        seeds, tasks = self.seeds(cell.kind), list(TRACKS[cell.track].tasks)
+        how = {f.name: getattr(cell.how, f.name) for f in fields(cell.how)}
+        how = {name: value for name, value in how.items() if value != getattr(Decoding(), name)}
+        return {**asdict(cell), "decoding": how, "tasks": tasks, "first": seeds[0], "each": len(seeds), "cap": self.cap}
+
+    def read(self, cell: Cell) -> dict[str, Any] | None:
+        """What `write` was given, None where there is nothing of that kind."""
+        file = self.folder / cell.file
+        stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return stored if stored is not None and stored["key"] == self.key(cell) else None
+
+    def write(self, cell: Cell, found: Mapping[str, Any]) -> None:
+        """Keep a cell: `episodes`, a list of {task, seed, success, length, calls}, and what else was measured."""
+        written(self.folder / cell.file, {"key": self.key(cell), **found})
+
+    def all(
+        self, track: str, choice: Choice, seeds: Iterable[int], kind: str = EVALUATION
+    ) -> list[dict[str, Any]] | None:
+        """The cells of all trainings, None where one is missing."""
+        found = [self.read(Cell(track, choice[0], seed, choice[1], kind)) for seed in seeds]
+        return None if None in found or not found else found  # type: ignore[return-value]
+
+    def success(
+        self, track: str, choice: Choice | None, seeds: Iterable[int], kind: str = EVALUATION, of: str = "success"
+    ) -> dict[Any, float] | None:
+        """Percent by (seed of the training, task, seed of the episode), None where a cell is missing."""
+        found = None if choice is None else self.all(track, choice, seeds, kind)
+        if found is None:
+            return None
+        return {(c["key"]["seed"], e["task"], e["seed"]): 100.0 * e[of] for c in found for e in c["episodes"]}
+
+    def chosen(self, track: str, method: str, seeds: Iterable[int], steps: range = range(1, 1000)) -> Choice | None:
+        """The decoder, among those of so many steps, of most success on development seeds, the first of equals; of one alone
+        that one; None where a cell is missing.
+        """
+        seeds, each = list(seeds), TRACKS[track].decoders[method]
+        choices = [(method, name) for name, how in each.items() if how.steps in steps]
+        if len(choices) == 1:
+            return choices[0]
+        found = [self.success(track, choice, seeds, DEVELOPMENT) for choice in choices]
+        means = [None if x is None else float(np.mean(list(x.values()))) for x in found]
+        return None if None in means else choices[means.index(max(means))]  # type: ignore[type-var]
+
+
+def written(file: Path, data: Any) -> None:
+    """Replace a JSON file in one step."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(data) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def table(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Figures of every decoder, None where a cell is missing."""
+    rows: list[dict[str, Any]] = []
+    of = TRACKS[track]
+    for method, each in of.decoders.items():
+        trained: Any = None
+        for name in each:
+            found, success = cells.all(track, (method, name), seeds), cells.success(track, (method, name), seeds)
+            trained = trained or found
+            row = f"{method}, {name}"
+            if found is None or success is None:
+                rows.append({"figure": f"{row}: success", "value": None, "unit": "%"})
+                continue
+            mean = interval(list(success.values()))
+            shown: dict[str, tuple[float, str]] = {
+                "success": (mean.mean, "%"),
+                "low": (mean.low, "%"),
+                "high": (mean.high, "%"),
+            }
+            for part, unit in (("length", "steps"), ("calls", "")):
+                shown[part] = float(np.mean([e[part] for c in found for e in c["episodes"]])), unit
+            shown["one call"] = float(np.mean([c["milliseconds"] for c in found])), "processor ms"
+            for kind in of.kinds[1:]:
+                other = cells.success(track, (method, name), seeds, kind)
+                shown |= {} if other is None else {kind: (float(np.mean(list(other.values()))), "%")}
+                if kind == SWAPPED and other is not None:
+                    unasked = cells.success(track, (method, name), seeds, kind, "unasked") or {}
+                    shown["unasked"] = float(np.mean(list(unasked.values()))), "%"
+            for task in of.tasks:
+                shown[task] = float(np.mean([x for key, x in success.items() if key[1] == task])), "%"
+            rows += [
+                {"figure": f"{row}: {key}", "value": round(x, 2), "unit": unit} for key, (x, unit) in shown.items()
+            ]
+        for part, unit in (("steps", ""), ("seconds per step", "processor s"), ("seconds", "processor s")):
+            known = [c["training"][part] for c in trained or [] if c["training"].get(part) is not None]
+            value = float(np.mean(known)) if known else None
+            rows.append({"figure": f"training of {method}: {part}", "value": value, "unit": unit})
+    return rows
+
+
+def goals(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Comparisons of the chosen decoders as paired differences in points, with what is asked of them; None where a cell is
+    missing.
+    """
+    rows: list[dict[str, Any]] = []
+    plain, least = track in vla_tracks.UNIMODAL, TRACKS[track].least
+    best = {method: cells.chosen(track, method, seeds) for method in METHODS}
+
+    def against(title: str, first: Choice | None, second: Choice | None, mean: str = "", low: str = "") -> None:
+        one, two = (cells.success(track, choice, seeds) for choice in (first, second))
+        found = Interval(np.nan, np.nan, np.nan) if one is None or two is None else difference(one, two)
+        parts = (("difference", found.mean, mean), ("lower bound", found.low, low), ("upper bound", found.high, ""))
+        named = f"{title}: {_named(first)} against {_named(second)}"
+        rows.extend(_row(f"{named}: {part}", value, "points", goal) for part, value, goal in parts)
+
+    ours = cells.success(track, best["masked"], seeds)
+    mean = np.nan if ours is None else float(np.mean(list(ours.values())))
+    rows.append(_row(f"chosen, {_named(best['masked'])}: success", mean, "%", f">= {least:g}" if least else ""))
+    for method, read in (("masked", "expectation"), ("masked", "argmax"), ("masked_plain", "expectation")):
+        many, one = f"16 steps, {read}", f"1 step, {read}"
+        if {many, one} <= TRACKS[track].decoders[method].keys():
+            asked = ">= -2" if plain and (method, read) == ("masked", "expectation") else ""
+            against("more steps", (method, many), (method, one), low=asked)
+    for peer in ("parallel", "flow"):
+        apart = track == "multimodal" and peer == "parallel"
+        low = ">= -3" if plain else "> 0" if apart else ""
+        against(f"peer {peer}", best["masked"], best[peer], ">= 10" if apart else "", low)
+    left = ("autoregressive", ">= 5" if plain else "", "> 0" if plain else "")
+    against("peer autoregressive", best["masked"], best[left[0]], *left[1:])
+    against("hard labels", best["masked"], best["masked_plain"])
+    if track == "multimodal":
+        more, once = (cells.chosen(track, "masked", seeds, steps) for steps in (range(2, 1000), range(1, 2)))
+        against("more steps than one", more, once, low="> 0")
+    missing = sum(
+        cells.read(Cell(track, method, seed, name, kind)) is None
+        for method, each in TRACKS[track].decoders.items()
+        for name in each
+        for seed in seeds
+        for kind in vla_tracks.kinds_of(track, method)
+    )
+    return [*rows, _row("cells missing", missing, "", "== 0")]
+
+
+def _named(choice: Choice | None) -> str:
+    return "(not chosen)" if choice is None else f"{choice[0]} ({choice[1]})"
+
+
+def _row(figure: str, value: float, unit: str, goal: str) -> dict[str, Any]:
+    return {"figure": figure, "value": None if np.isnan(value) else value, "unit": unit, "goal": goal or None}

@@ -1,0 +1,242 @@
+"""A policy as LeRobot calls it; nothing of LeRobot is imported.
+
+The methods and keys are those of its `PreTrainedPolicy` (huggingface/lerobot, src/lerobot/policies/pretrained.py): `reset`,
+`forward`, `predict_action_chunk`, `select_action`, `get_optim_params`; those of real-time chunking are the arguments of its
+`RTCProcessor` (src/lerobot/policies/rtc/modeling_rtc.py).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from discdiff.config import checked
+from discdiff.layout import TokenBatch, make_batch
+from discdiff.noise import Noise
+from discdiff.training.data import keyed_times
+from tasks.vla.adapters.pictures import shown
+from tasks.vla.continuous import CONTINUOUS
+from tasks.vla.learning import Loss, objective_of
+from tasks.vla.policy import ACTION, ActionPolicy, Decoding
+
+STATE, IMAGES, TARGET, PADDED, TASK = "observation.state", "observation.images.", "action", "action_is_pad", "task"
+
+
+@dataclass(frozen=True)
+class LeRobotConfig:
+    """What LeRobot asks a policy's configuration. chunk_size, action_dim, state_dim, picture: of the policy; n_action_steps:
+    executed of a chunk, 0 for all; state: keys that together are the state; camera: whose pictures it is shown, "" for the
+    only one; seed: of its noise; unnorm_key: whose units actions have; decoding: None for the policy's own.
+    """
+
+    chunk_size: int
+    action_dim: int
+    state_dim: int
+    picture: int = 0
+    n_action_steps: int = 0
+    state: tuple[str, ...] = (STATE,)
+    camera: str = ""
+    seed: int = 0
+    unnorm_key: str | None = None
+    decoding: Decoding | None = None
+    loss: Loss = field(default_factory=Loss)
+    type: str = "discdiff"
+    n_obs_steps: int = 1
+
+    def __post_init__(self) -> None:
+        fits = 0 <= self.n_action_steps <= self.chunk_size
+        checked(
+            "n_action_steps", self.n_action_steps, fits, f"at most the chunk's {self.chunk_size}, 0 for all of them"
+        )
+        checked("n_obs_steps", self.n_obs_steps, self.n_obs_steps == 1, "only the present is seen")
+        checked("state", self.state, len(self.state) > 0, "at least one key")
+
+    @property
+    def observation_delta_indices(self) -> None:
+        """The present frame alone, without an axis of time."""
+        return None
+
+    @property
+    def action_delta_indices(self) -> list[int]:
+        """Frames of a chunk from the present one on."""
+        return list(range(self.chunk_size))
+
+    @property
+    def reward_delta_indices(self) -> None:
+        """No rewards."""
+        return None
+
+    @property
+    def supports_rtc(self) -> bool:
+        """Real-time chunking."""
+        return True
+
+    @property
+    def normalization_mapping(self) -> dict[str, str]:
+        """The policy normalises by itself: batches have the data set's units."""
+        return dict.fromkeys(("STATE", "VISUAL", "ACTION"), "IDENTITY")
+
+
+class LeRobotPolicy(nn.Module):
+    """An `ActionPolicy` with the methods of LeRobot's policies; `settings` are fields of `LeRobotConfig`.
+
+    Batches: `observation.state` (batch, dim); `observation.images.CAMERA` (batch, 3, height, width) float in [0, 1], brought
+    to the policy's width; `task`, a list of sentences; to train `action` (batch, chunk, dim) and `action_is_pad` (batch, chunk)
+    bool. Everything is in the data set's own units.
+    """
+
+    config_class = LeRobotConfig
+    name = "discdiff"
+
+    def __init__(self, policy: ActionPolicy, **settings: Any) -> None:
+        super().__init__()
+        own = policy.settings
+        self.config = LeRobotConfig(
+            own.chunk, policy.tokenizer.config.dim, len(policy.scale.middle), own.picture, **settings
+        )
+        policy.normaliser(self.config.unnorm_key)  # raises for a key that is not there
+        self.policy, self.model = policy, policy.model
+        self.calls, self.trained = 0, 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what is left of the last chunk, at the start of an episode; the next noise is new."""
+        self.queue: deque[Tensor] = deque()
+
+    def get_optim_params(self) -> list[nn.Parameter]:
+        """What an optimiser changes."""
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        """The loss of the policy's method, a scalar, and figures to log; steps that are padded are neither seen nor learned.
+
+        Noise is keyed by the seed and the number of the call. Raises ValueError for padded steps of the methods that make
+        numbers, which cannot leave them out.
+        """
+        rows = self._rows(batch)
+        n, (chunk, dim) = len(rows.tokens), (self.config.chunk_size, self.config.action_dim)
+        actions = _tensor(batch, TARGET).float().cpu()
+        checked(TARGET, tuple(actions.shape), actions.shape == (n, chunk, dim), f"give ({n}, {chunk}, {dim})")
+        padded = _tensor(batch, PADDED).bool().cpu() if PADDED in batch else torch.zeros(n, chunk, dtype=torch.bool)
+        checked(PADDED, tuple(padded.shape), padded.shape == (n, chunk), f"give ({n}, {chunk})")
+        checked(
+            PADDED,
+            int(padded[:, 0].sum()),
+            not bool(padded[:, 0].any()),
+            "rows that begin with no step: leave them out",
+        )
+        held = torch.where(padded[..., None], actions[:, :1], actions)
+        told = self._learned(rows, held, padded).to(self.model.device)
+        epoch, row = torch.full((n,), self.trained), torch.arange(n)
+        self.trained += 1
+        noise = Noise.training(self.config.seed, epoch.to(told.tokens.device), row.to(told.tokens.device), told.valid)
+        times = keyed_times(self.config.seed, epoch, row).to(told.tokens.device)
+        loss, metrics = objective_of(self.policy, self.config.loss)(self.model, told, noise, times)
+        return loss, {name: float(each.detach().double().mean()) for name, each in metrics.items()}
+
+    @torch.no_grad()
+    def predict_action_chunk(
+        self,
+        batch: Mapping[str, Any],
+        *,
+        prev_chunk_left_over: Tensor | None = None,
+        inference_delay: int | None = None,
+        execution_horizon: int | None = None,
+    ) -> Tensor:
+        """Actions (batch, chunk, dim).
+
+        prev_chunk_left_over (batch, steps, dim) or (steps, dim): what is not yet executed of the last chunk, in the data set's
+        units; its first `inference_delay` actions are over before the new chunk is there, and are kept as they are, at most
+        `execution_horizon` of them. That is real-time chunking (arXiv 2506.07339) with LeRobot's schedule ZEROS; nothing
+        behind them is guided. Raises ValueError for a left-over without a delay, or shorter than it.
+        """
+        self.eval()
+        state, task, pictures = self._seen(batch)
+        prefix = self._prefix(len(task), prev_chunk_left_over, inference_delay, execution_horizon)
+        first, self.calls = self.config.seed + self.calls, self.calls + len(task)
+        actions = self.policy.predict_action(
+            state, task, pictures, prefix=prefix, seed=[first + i for i in range(len(task))],
+            decoding=self.config.decoding, unnorm_key=self.config.unnorm_key,
+        )  # fmt: skip
+        return torch.from_numpy(actions).to(_tensor(batch, self.config.state[0]).device)
+
+    @torch.no_grad()
+    def select_action(self, batch: Mapping[str, Any]) -> Tensor:
+        """The next action (batch, dim): the policy is asked once in `n_action_steps`.
+
+        Raises ValueError where the batch changes its size before the chunk is used up.
+        """
+        if not self.queue:
+            kept = self.predict_action_chunk(batch)[:, : self.config.n_action_steps or None]
+            self.queue.extend(kept.unbind(1))
+        rows, n = len(_tensor(batch, self.config.state[0])), len(self.queue[0])
+        checked("batch", rows, rows == n, f"the chunk that is being executed has {n} rows: reset() first")
+        return self.queue.popleft()
+
+    def _seen(self, batch: Mapping[str, Any]) -> tuple[np.ndarray, list[str], np.ndarray | None]:
+        """State (batch, dim), sentences, and pictures (batch, size, size, 3) uint8."""
+        state = np.concatenate([_tensor(batch, key).detach().cpu().float().numpy() for key in self.config.state], -1)
+        task = batch.get(TASK)
+        task = [task] * len(state) if isinstance(task, str) else list(task or ())
+        fits = len(task) == len(state) and all(isinstance(each, str) for each in task)
+        checked(TASK, task[:3], fits, f"give {len(state)} sentences, one per row")
+        if not self.config.picture:
+            return state, task, None
+        key = self._camera(batch)
+        rows = [shown(key, each, self.config.picture) for each in _tensor(batch, key).detach().cpu().numpy()]
+        checked(key, len(rows), len(rows) == len(state), f"give {len(state)} pictures, one per row")
+        return state, task, np.stack(rows)
+
+    def _camera(self, batch: Mapping[str, Any]) -> str:
+        found = sorted(key for key in batch if key.startswith(IMAGES) and not key.endswith("_is_pad"))
+        wanted = [IMAGES + self.config.camera] if self.config.camera else found
+        fits = len(wanted) == 1 and wanted[0] in found
+        checked("camera", self.config.camera, fits, f"the batch has {found}: name one of them")
+        return wanted[0]
+
+    def _rows(self, batch: Mapping[str, Any]) -> TokenBatch:
+        return self.policy.rows(*self._seen(batch))
+
+    def _learned(self, rows: TokenBatch, actions: Tensor, padded: Tensor) -> TokenBatch:
+        """The rows with these actions in them."""
+        layout, units = rows.layout, self.policy.normaliser(self.config.unnorm_key)
+        y, own = units.normalise(actions).values, self.policy.tokenizer
+        if self.policy.settings.method in CONTINUOUS:
+            checked(
+                PADDED, int(padded.sum()), not bool(padded.any()), "its loss is over all steps: leave such windows out"
+            )
+            rows = rows._replace(features={**rows.features, "target": y})
+        codes = own.encode(own.normaliser.restore(y)).codes
+        tokens, valid = rows.tokens.clone(), rows.valid.clone()
+        tokens[:, layout.columns(ACTION)] = layout.vocab.to_global(codes.view(len(y), -1, y.shape[2]), ACTION).flatten(
+            1
+        )
+        valid[:, layout.columns(ACTION)] = ~padded.repeat_interleave(y.shape[2], 1)
+        return make_batch(layout, tokens, valid=valid, features=rows.features)
+
+    def _prefix(self, rows: int, left: Tensor | None, delay: int | None, horizon: int | None) -> np.ndarray | None:
+        if left is None:
+            checked("inference_delay", delay, not delay, "give prev_chunk_left_over, what is left of the last chunk")
+            return None
+        x = left.detach().cpu().float().numpy().copy()
+        x = x[None].repeat(rows, 0) if x.ndim == 2 else x
+        checked(
+            "inference_delay", delay, delay is not None and delay >= 0, "steps executed until the new chunk is there"
+        )
+        checked("execution_horizon", horizon, horizon is None or horizon >= 0, "0 or more steps")
+        count = min(delay or 0, self.config.chunk_size if horizon is None else horizon, self.config.chunk_size)
+        fits = x.ndim == 3 and x.shape[::2] == (rows, self.config.action_dim) and x.shape[1] >= count
+        checked("prev_chunk_left_over", x.shape, fits, f"give ({rows}, at least {count}, {self.config.action_dim})")
+        return x[:, :count]
+
+
+def _tensor(batch: Mapping[str, Any], key: str) -> Tensor:
+    checked("batch", sorted(batch), isinstance(batch.get(key), Tensor), f"it needs a tensor {key!r}")
+    found: Tensor = batch[key]
+    return found

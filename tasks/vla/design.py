@@ -1,0 +1,151 @@
+"""What a policy is made of: its settings, how it decodes, the scale of its states, its layout and its network."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from discdiff.config import checked, to_dict
+from discdiff.layout import Layout, Modality, Segment, VocabLayout
+from discdiff.models import DiscDiffConfig
+from tasks.common.words import Lexicon
+from tasks.vla.continuous import CONTINUOUS, NOISY
+from tasks.vla.episodes import Episode
+
+METHODS = ("masked", "autoregressive", *CONTINUOUS)
+SAY, STATE, VIEW, ACTION = "instruction", "state", "view", "action"
+GRID = (4, 4)  # slots of a picture
+READ = ("expectation", "mode", "argmax", "token")
+UNUSED = {  # fields of `Decoding`, by method
+    "masked": (),
+    "autoregressive": ("sampler", "steps", "nearest", "knobs"),
+    "parallel": ("sampler", "steps", "read", "window", "nearest", "temperature", "knobs"),
+    "flow": ("sampler", "read", "window", "nearest", "temperature", "knobs"),
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """method: masked diffusion of tokens; the twins on the same trunk are autoregressive tokens, parallel L1 (OpenVLA-OFT,
+    arXiv 2502.19645) and flow (flow matching). chunk: actions made at once; codebook_size: levels of a number; packed: one
+    slot per step of a chunk, not per number (masked); proprio: leading numbers of the state that it is told, 0 for all;
+    picture: width of the picture it is shown, 0 for none; words: of an instruction at most, 0 for those of the longest one
+    it is trained on; hidden_size, num_layers, num_heads: its size.
+    """
+
+    method: str = "masked"
+    chunk: int = 8
+    codebook_size: int = 256
+    packed: bool = True
+    proprio: int = 0
+    picture: int = 0
+    hidden_size: int = 128
+    num_layers: int = 3
+    num_heads: int = 4
+    words: int = 0
+
+    def __post_init__(self) -> None:
+        checked("method", self.method, self.method in METHODS, f"choose from {', '.join(METHODS)}")
+        checked("chunk", self.chunk, self.chunk >= 1, "at least one action")
+        checked("proprio", self.proprio, self.proprio >= 0, "numbers of the state, 0 for all")
+        checked("words", self.words, self.words >= 0, "words of an instruction, 0 for those of the longest one")
+        fits = self.picture == 0 or (self.picture >= 16 and self.picture & (self.picture - 1) == 0)
+        checked("picture", self.picture, fits, "0, or a power of 2 from 16 on")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """sampler: a name of `discdiff.PRESETS`; steps: rounds (flow: of Euler's method); read: the number of a committed token,
+    `Valued`'s "expectation", "mode", "argmax" or "token"; window: of "mode", in normalised units; nearest: later rounds see
+    the code nearest to that number; temperature: of the draw, 0 for the likeliest; knobs: of the sampler.
+    """
+
+    sampler: str = "confidence"
+    steps: int = 1
+    read: str = "expectation"
+    window: float = 0.05
+    nearest: bool = False
+    temperature: float = 0.0
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        checked("steps", self.steps, self.steps >= 1, "at least one round")
+        checked("read", self.read, self.read in READ, f"choose from {', '.join(READ)}")
+        checked("window", self.window, 0 < self.window < math.inf, "above 0, in normalised units")
+        checked("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or above")
+        twice = sorted({"steps", "temperature"} & set(self.knobs))
+        checked("knobs", twice, not twice, "they have fields of their own")
+
+    def check(self, method: str) -> None:
+        """Raise ValueError for a field that a method does not take and that is not as it is by default."""
+        plain = Decoding()
+        for name in UNUSED[method]:
+            usual = getattr(plain, name)
+            checked(
+                name, getattr(self, name), getattr(self, name) == usual, f"{method} takes none: leave it at {usual!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the state is divided by: middle and spread (dim,) of demonstrations; what hardly moves is not blown up."""
+
+    middle: tuple[float, ...]
+    spread: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("middle", "spread"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+
+    @classmethod
+    def of(cls, state: np.ndarray) -> Scale:
+        """Of states (frames, dim): mean, and deviation or, where that is below 1e-3 of the largest, 1."""
+        deep = state.astype(np.float64)
+        spread = deep.std(0)
+        return cls(tuple(deep.mean(0)), tuple(np.where(spread > 1e-3 * spread.max(), spread, 1.0)))
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """States (n, dim) to about [-1, 1], cut at 5."""
+        middle, spread = (torch.tensor(x, dtype=torch.float64) for x in (self.middle, self.spread))
+        return ((state.double() - middle) / spread).clamp(-5, 5).float()
+
+
+def layout_of(settings: Policy, dim: int, lexicon: Lexicon) -> Layout:
+    """[instruction | state | view | action]; only the actions are noised, and nothing before them sees them."""
+    vocab = VocabLayout(len(lexicon.words), (Modality(ACTION, settings.codebook_size, dim),))
+    segments = [Segment(SAY, "text", (lexicon.length,), noised=False), Segment(STATE, "text", (1,), noised=False)]
+    if settings.picture:
+        segments.append(Segment(VIEW, "text", (GRID[0] * GRID[1],), noised=False))
+    segments.append(Segment(ACTION, ACTION, (settings.chunk,), axes="t"))
+    causal = settings.method == "autoregressive"
+    packed = not causal and (settings.packed or settings.method in CONTINUOUS)
+    return Layout(vocab, tuple(segments), attention="causal" if causal else "prefix", packed=packed)
+
+
+def config_of(settings: Policy, layout: Layout, states: int) -> DiscDiffConfig:
+    """The network's configuration; states: numbers of a state that it is told."""
+    features: dict[str, Any] = {STATE: {"segment": STATE, "shape": [states]}}
+    if settings.picture:
+        size = settings.picture
+        features[VIEW] = {"segment": VIEW, "shape": [3, size, size], "grid": list(GRID)}
+    dim = layout.depth(layout.segments[-1])
+    if settings.method == "flow":
+        features[NOISY] = {"segment": ACTION, "shape": [settings.chunk, dim]}
+    return DiscDiffConfig(
+        vocab=json.loads(layout.vocab.to_json()), layout=to_dict(layout), hidden_size=settings.hidden_size,
+        num_layers=settings.num_layers, num_heads=settings.num_heads, initializer_range=settings.hidden_size**-0.5,
+        max_length=len(layout.tables().lead), max_depth=dim if layout.packed else 1, features=features,
+        time_conditioning=settings.method == "flow", shift=settings.method == "autoregressive",
+    )  # fmt: skip
+
+
+def told_state(episode: Episode, settings: Policy) -> np.ndarray:
+    """The part of an episode's states that the policy is told."""
+    return episode.state[:, : settings.proprio or None]

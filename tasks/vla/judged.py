@@ -1,0 +1,144 @@
+"""Try a trained policy: success over episodes, and one chunk of its actions."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from discdiff.cli import parse, take
+from discdiff.config import checked
+from discdiff.report.pictures import write_atomically
+from tasks.common.sections import Drawing, sampler_of
+from tasks.vla import metaworld, page, rollout, trial
+from tasks.vla.commands import episodes_of, opened, square
+from tasks.vla.design import Decoding, told_state
+from tasks.vla.episodes import Episode
+from tasks.vla.intervals import interval
+from tasks.vla.policy import ActionPolicy
+from tasks.vla.policy_settings import SENTENCES, WORLD, Data, Shot, Trial, decoding, named
+
+_SEEDS = 12  # bits of the number of a call, of which an episode has at most 500
+
+
+def _read(prog: str, argv: Sequence[str], section: str, kind: type) -> tuple[Path, Any, ActionPolicy, Data, Decoding]:
+    """Folder, one section, and the policy with the decoding that the command line asks for."""
+    inside, rest = take(argv, "sampler")
+    first = parse(prog, rest, {section: kind, "decoding": decoding(Decoding())}, ("folder",))
+    folder = Path(first["folder"])
+    policy, data = opened(folder)
+    chosen = parse(prog, rest, {section: kind, "decoding": decoding(policy.decoding)}, ("folder",))
+    how = asdict(chosen["decoding"])
+    knobs = sampler_of(prog, inside, Drawing(how["sampler"])) if inside else {}
+    kept = policy.decoding.knobs if how["sampler"] == policy.decoding.sampler else {}
+    mine = {name: value for name, value in knobs.items() if name not in ("sampler", "seed")}
+    made = Decoding(**how, knobs={**kept, **mine})
+    made.check(policy.settings.method)
+    return folder, chosen[section], policy, data, made
+
+
+def acting(policy: ActionPolicy, how: Decoding) -> rollout.Policy:
+    """The policy as `rollout.evaluate` and `trial.tried` ask for it: noise by the episode's seed and the number of the call."""
+    dim = len(policy.scale.middle)
+
+    def act(shown: rollout.Observations) -> np.ndarray:
+        seeds = [(seed << _SEEDS) + call for seed, call in zip(shown.seed, shown.call, strict=True)]
+        return policy.predict_action(shown.state[:, :dim], shown.instruction, shown.pictures, seed=seeds, decoding=how)
+
+    return act
+
+
+def evaluate(prog: str, argv: Sequence[str], make: Any = metaworld.make) -> None:
+    """Success, length and calls of episodes, and the time of a chunk, into metrics.json and report.html."""
+    folder, wanted, policy, data, how = _read(prog, argv, "trial", Trial)
+    act, seeds = acting(policy, how), range(wanted.seed, wanted.seed + wanted.episodes)
+    here, size, actions = not wanted.tasks, policy.settings.picture, policy.tokenizer.config.dim
+    checked("tasks", wanted.tasks, not here or data.data == WORLD, "name tasks of Meta-World, or easy10, hard10, ...")
+    tasks = trial.TASKS if here else named(wanted.tasks)
+    keep = [(task, seed) for seed in seeds for task in tasks][: wanted.gifs]
+    common: dict[str, Any] = {"tasks": tasks, "execute": wanted.execute, "size": size, "keep": keep}
+    if here:
+        usual = (wanted.batch, wanted.sentences) == (Trial.batch, Trial.sentences)
+        checked("batch, sentences", (wanted.batch, wanted.sentences), usual, "they are of Meta-World")
+        found = trial.tried(act, seeds, cap=wanted.cap or trial.CAP, **common)
+    else:
+        checked("actions", actions, actions == metaworld.ACTION, f"those of Meta-World have {metaworld.ACTION} numbers")
+        common |= {"cap": wanted.cap or metaworld.CAP, "batch": wanted.batch, "make": make}
+        found = rollout.evaluate(act, seeds=seeds, instruction=SENTENCES[wanted.sentences], **common)
+    one = episodes_of(data, size, [0])[0]
+    figures = {**_figures(found), "ms_per_chunk": latency(policy, one, how)}
+    by_task = {task: _figures([r for r in found if r.task == task]) for task in tasks}
+    listed = [{n: getattr(r, n) for n in ("task", "seed", "success", "length", "calls")} for r in found]
+    stored = {**figures, "tasks": by_task, "decoding": asdict(how), "trial": asdict(wanted), "episodes": listed}
+    write_atomically(folder / "metrics.json", (json.dumps(stored, indent=2) + "\n").encode("utf-8"))
+    for name, value in figures.items():
+        print(f"{name:>16} {value:10.4g}")
+    print(page.tried(folder, policy, how, figures, by_task, found, one))
+
+
+def _figures(found: Sequence[rollout.Rollout]) -> dict[str, float]:
+    """success with its 95 % bootstrap interval; means over all episodes of steps and of times the policy was asked."""
+    success = interval([float(r.success) for r in found])
+    steps, calls = ([float(getattr(r, name)) for r in found] for name in ("length", "calls"))
+    share = {"success": success.mean, "success_low": success.low, "success_high": success.high}
+    return {**share, "length": float(np.mean(steps)), "calls": float(np.mean(calls))}
+
+
+def latency(policy: ActionPolicy, episode: Episode, how: Decoding, repeats: int = 15) -> float:
+    """Milliseconds for one chunk of one observation, the median of `repeats` after two that are not counted."""
+    state, view = told_state(episode, policy.settings)[0], page.view(episode, 0)
+    taken = []
+    for _ in range(repeats + 2):
+        begun = time.perf_counter()
+        policy.predict_action(state, episode.task, view, decoding=how)
+        taken.append(1e3 * (time.perf_counter() - begun))
+    return float(np.median(taken[2:]))
+
+
+def sample(prog: str, argv: Sequence[str]) -> None:
+    """Print a chunk, an action a line as JSON; of a frame also how far it is from the demonstration."""
+    _, wanted, policy, data, how = _read(prog, argv, "shot", Shot)
+    size, done = policy.settings.picture, None
+    if wanted.frame:
+        episode, frame = _frame(wanted.frame, data, size)
+        state, said, view = told_state(episode, policy.settings)[frame], episode.task, page.view(episode, frame)
+        done = episode.action[frame : frame + policy.settings.chunk]
+        print(f"# {said}", flush=True)
+    else:
+        state, said, view = _numbers("state", wanted.state), wanted.instruction, None
+        checked("instruction", said, said.strip() != "", "say what is to be done")
+        if wanted.picture:
+            checked("picture", wanted.picture, size > 0, "this policy is shown none")
+            with Image.open(wanted.picture) as image:
+                view = square(np.asarray(image.convert("RGB")), size)
+    prefix = _numbers("prefix", wanted.prefix) if wanted.prefix else None
+    chunk = policy.predict_action(
+        state, said, view, prefix=prefix, seed=wanted.seed, decoding=how, unnorm_key=wanted.unnorm_key
+    )
+    for action in chunk.tolist():
+        print(json.dumps([round(x, 6) for x in action]))
+    if done is not None:
+        print(f"# {np.abs(chunk[: len(done)] - done).mean():.4f} from the demonstration in the mean")
+
+
+def _frame(name: str, data: Data, picture: int) -> tuple[Episode, int]:
+    number, _, frame = name.partition(":")
+    fits = number.isdecimal() and frame.isdecimal()
+    checked("frame", name, fits, 'give "episode:frame", counted from 0, such as 3:10')
+    episode = episodes_of(data, picture, [int(number)])[0]
+    checked("frame", name, int(frame) < len(episode), f"the episode has {len(episode)} frames")
+    return episode, int(frame)
+
+
+def _numbers(name: str, text: str) -> np.ndarray:
+    try:
+        found = np.array(json.loads(text), dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} is {text!r}: give numbers as JSON, such as [0.1, 0.2] ({error})") from error
+    return found
