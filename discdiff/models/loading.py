@@ -27,6 +27,8 @@ _PLACE = ("cache_dir", "force_download", "local_files_only", "token", "revision"
 _HASHED = 2**30  # bytes; larger files are hashed only when asked, at about 1 s per GB
 _NOISE = 0.1  # of the spread of the old rows: new ids start apart, but close to a typical one
 
+_LINE = 64  # bytes to whose multiples memory is allocated
+
 
 def load(cls: type[Network], read: Callable[..., Any], path: Any, args: Any, dtype: Any, kwargs: dict[str, Any]) -> Any:
     """`read`, the from_pretrained of transformers, with everything that it leaves at random values made an error."""
@@ -62,7 +64,17 @@ def load(cls: type[Network], read: Callable[..., Any], path: Any, args: Any, dty
         raise ValueError(
             f"the weights in {path} are not those of this configuration: {what}. Load the one saved with them"
         )
+    _align(model)
     return (model, info) if with_info else model
+
+
+def _align(model: torch.nn.Module) -> None:
+    """Weights that lie in a file's memory begin anywhere: where a CPU then takes another path, the last bit of a result differs
+    from that of the model that was saved.
+    """
+    for weight in model.parameters():
+        if weight.device.type == "cpu" and weight.data_ptr() % _LINE:
+            weight.data = weight.data.clone()
 
 
 def _config(cls: type[Network], path: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
