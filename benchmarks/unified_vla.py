@@ -146,8 +146,8 @@ class Bench:
         goal, clock = world_objective() if world else joint_objective(policy, Loss()), _Clock()
         rows, settings = Rows(policy, self.shown, world, self.codes), replace(self.settings(0, PACED), save_every=0)
         with tempfile.TemporaryDirectory() as spare:
-            model, options = deepcopy(policy.model).train(), {"output_dir": spare, "callbacks": [clock]}
-            DiffusionTrainer(model, settings, goal, rows.layout, rows, **options).train()
+            model, options = deepcopy(policy.model).train(), {"callbacks": [clock]}
+            DiffusionTrainer(model, settings, goal, rows.layout, rows, output_dir=spare, **options).train()
         return float(np.median(np.diff(clock.at)[SKIPPED:]))
 
     def policy(self, method: str, seed: int) -> tuple[UnifiedPolicy, dict[str, Any]]:
@@ -180,7 +180,7 @@ class Bench:
             partial(_asked, policy, decoding), self.run.tasks, range(TRIED, TRIED + self.run.episodes),
             cap=self.run.cap, size=policy.settings.width,
         )  # fmt: skip
-        found = {"training": training, "success": [[r.task, r.seed, r.success] for r in tried]}
+        found: dict[str, Any] = {"training": training, "success": [[r.task, r.seed, r.success] for r in tried]}
         if decoding != "action":
             made, seen, true = foreseen(policy, self.others, decoding=decoding)
             found["errors"] = errors(policy, made, seen, true)._asdict()
