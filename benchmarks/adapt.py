@@ -1,6 +1,7 @@
 """A stock decoder, trained autoregressively and then adapted to masked diffusion, against masked diffusion from scratch.
 
     python -m benchmarks.adapt [--seeds 0,1,2] [--steps 200,400,1000]      # novels19c, 64 characters a row
+    python -m benchmarks.adapt --seeds 3,4,5 --steps 400 --name adapt_confirmed     # one budget, seeds not looked at before
 
 All diffusion runs have the same network (Qwen3's, from transformers), settings and noise; the adapted ones start from the
 autoregressive weights, whose own cost stands beside, and have half the steps; they read off each place's own token, as those
@@ -56,6 +57,7 @@ class Adapt:
     pretraining_rate: float = 2e-3
     optimizer: str = "muon"
     out: str = "runs/adapt"
+    name: str = "adapt"  # of the record
     save: bool = True
 
     @property
@@ -176,7 +178,7 @@ def main(argv: Sequence[str]) -> None:
             )
     (bench.folder / "curves.json").write_text(json.dumps(curves, indent=1), encoding="utf-8")
     if settings.save:
-        record("adapt", figures, data="novels19c, characters, 64 a row", seeds=seeds)
+        record(settings.name, figures, data="novels19c, characters, 64 a row", seeds=seeds)
 
 
 if __name__ == "__main__":
