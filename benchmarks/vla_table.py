@@ -172,7 +172,7 @@ def goals(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]
     ours = cells.success(track, best["masked"], seeds)
     mean = np.nan if ours is None else float(np.mean(list(ours.values())))
     rows.append(_row(f"chosen, {_named(best['masked'])}: success", mean, "%", f">= {least:g}" if least else ""))
-    for method, read in (("masked", "expectation"), ("masked", "argmax"), ("masked_plain", "expectation")):
+    for method, read in (("masked", "expectation"), ("masked", "argmax")):
         many, one = f"16 steps, {read}", f"1 step, {read}"
         if {many, one} <= TRACKS[track].decoders[method].keys():
             asked = ">= -2" if plain and (method, read) == ("masked", "expectation") else ""

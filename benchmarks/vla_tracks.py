@@ -2,7 +2,8 @@
 
 The decoders are not the full product, so that a track of three trainings is evaluated in reasonable time: of the masked
 policies, rounds by read-outs, the public greedy loop ("maskgit") and secondary re-masking ("dd_vla"); where demonstrations
-have several ways, draws as well. "seen": later rounds see the code nearest to the number that was read out.
+have several ways, draws as well. "seen": later rounds see the code nearest to the number that was read out; "narrowest first":
+committed by how near to one another the likely numbers lie.
 """
 
 from __future__ import annotations
@@ -58,11 +59,12 @@ STATE = {
     "masked": {
         **_each("expectation", (1, 4, 8, 16)),
         **_each("expectation", (8,), "expectation seen", nearest=True),
+        **_each("expectation", (8,), "expectation, narrowest first", rank="deviation"),
         **_each("argmax", (1, 16)),
         **_MASKGIT,
         **_AGAIN,
     },
-    "masked_plain": {**_each("expectation", (1, 16)), **_each("argmax", (1, 16)), **_MASKGIT},
+    "masked_plain": {**_each("expectation", (1,)), **_each("argmax", (1,)), **_MASKGIT},
     **_TWINS,
 }
 FEW = {
@@ -74,6 +76,7 @@ WAYS = {
     "masked": {
         **_each("mode", (1, 4, 8, 16), "sampled mode", **_SAMPLED),
         **_each("mode", (8, 16), "mode seen", nearest=True),
+        **_each("mode", (8,), "sampled mode, narrowest first", rank="mode", **_SAMPLED),
         **_each("token", (1, 8, 16), "sampled token", **_SAMPLED),
         **_each("expectation", (1,)),
         **_each("mode", (12,), "dd_vla mode", sampler="dd_vla"),

@@ -10,6 +10,8 @@ import torch
 from policy_toy import SHOWN, SMALL, observed, shaken
 from transformers.utils.logging import disable_progress_bar
 
+from discdiff.layout import make_batch
+from discdiff.noise import Noise
 from discdiff.training import TrainingSettings
 from tasks.vla.continuous import CONTINUOUS
 from tasks.vla.design import METHODS, Decoding, Policy, Scale, told_state
@@ -138,6 +140,54 @@ def test_rounds_commit_every_number_once(policies):
         )
     with pytest.raises(ValueError, match="numbers, not tokens"):
         policies("flow").unmasking(SHOWN[0].state[0], SHOWN[0].task)
+
+
+@pytest.mark.parametrize("sampler", ["confidence", "dd_vla"])
+def test_numbers_that_lie_close_together_go_first(policies, sampler):
+    policy = policies("masked")
+    state, said, columns = SHOWN[0].state[0], SHOWN[0].task, policy.layout.columns("action")
+    batch = policy.rows(state, [said])
+    law = policy.model(batch=batch)
+    chosen = policy.model.select(law.hidden, batch, columns).double()
+    own = policy.layout.tables().alphabet[columns].tolist()
+    heads = torch.stack([policy.model.head_weight(*policy.layout.alphabets[each]) for each in own])
+    p = torch.einsum("nd,nkd->nk", chosen, heads.double()).softmax(-1)
+    v = torch.tensor(policy.values.numbers["action"], dtype=torch.float64)
+    v = v.repeat(len(columns) // len(v), 1)
+    mean = (p * v).sum(-1, keepdim=True)
+    nearest = (p * (v - mean).square()).sum(-1).argmin()
+    steps = 12 if sampler == "dd_vla" else len(columns)
+    found = [
+        policy.unmasking(state, said, decoding=Decoding(sampler, steps=steps, rank=rank)).committed[1, columns]
+        for rank in ("deviation", "")
+    ]
+    assert found[0][nearest] and not np.array_equal(*found)
+    with pytest.raises(ValueError, match="no order"):
+        policy.predict_action(state, said, decoding=Decoding("ancestral", rank="deviation"))
+    with pytest.raises(ValueError, match="rank"):
+        Decoding(rank="far")
+
+
+@pytest.mark.parametrize("method", CONTINUOUS)
+def test_steps_after_the_end_teach_nothing(policies, method):
+    policy, time = policies(method), torch.tensor([0.3, 0.6])
+    rows, goal = Rows(policy, policy.layout, SHOWN), objective_of(policies(method), Loss())
+    made = [rows[i] for i in (0, 1)]
+    target = torch.stack([row["features.target"] for row in made])
+    told = {"state": torch.stack([row["features.state"] for row in made]), "target": target}
+    batch = make_batch(policy.layout, torch.stack([row["tokens"] for row in made]), features=told)
+    valid = batch.valid.clone()
+    valid[1, policy.layout.columns("action")[7:]] = False  # the second row has one action
+    noise, batch = Noise.seeded([1, 2], valid), batch._replace(valid=valid)
+    loss, _ = goal(policy.model, batch, noise, time)
+    other = target.clone()
+    other[1, 1:] += 5
+    if method == "parallel":  # what flow makes of its noise is an input
+        again, _ = goal(policy.model, batch._replace(features={**told, "target": other}), noise, time)
+        assert torch.equal(loss, again)
+    other[1, 0] += 5
+    again, _ = goal(policy.model, batch._replace(features={**told, "target": other}), noise, time)
+    assert (loss - again).abs() > 0.1
 
 
 def test_units_by_key(policies):

@@ -46,8 +46,8 @@ def _check_kind(kind: str) -> None:
 class ModelDenoiser:
     """The library's transformer as a denoiser: one pass of the trunk, the head only where somebody asks.
 
-    shift: the hidden state of slot i - 1 predicts slot i (models adapted from autoregressive ones). Raises ValueError
-    for an unknown kind.
+    shift: the hidden state of slot i - 1 predicts slot i (models adapted from autoregressive ones); always so where the
+    model's configuration says it. Raises ValueError for an unknown kind.
     """
 
     model: Any
@@ -57,6 +57,8 @@ class ModelDenoiser:
 
     def __post_init__(self) -> None:
         _check_kind(self.kind)
+        if not self.shift and getattr(self.model.config, "shift", False):
+            object.__setattr__(self, "shift", True)  # caches feed the slots that are read
 
     @property
     def needs_time(self) -> bool:

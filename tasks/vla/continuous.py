@@ -35,13 +35,15 @@ class ContinuousModel(DiscDiffModel):
 class Regression:
     """Mean absolute error of the normalised actions, `features["target"]` (batch, chunk, dim) (OpenVLA-OFT, arXiv 2502.19645);
     flow: the velocity x_1 - x_0 from noise x_1 ~ N(0, 1) to actions x_0, at x_t = t x_1 + (1 - t) x_0, by squared error (flow
-    matching, arXiv 2210.02747). Metric: `row_loss`, (batch,).
+    matching, arXiv 2210.02747). Numbers whose positions are not free, such as steps after the end, count nothing; a row without
+    any is 0. Metric: `row_loss`, (batch,).
     """
 
     flow: bool = False
 
     def __call__(self, model: Any, batch: TokenBatch, noise: Noise, time: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         target = batch.features["target"]
+        free = batch.free[:, -target[0].numel() :].view(target.shape)
         batch = batch._replace(tokens=torch.where(batch.free, batch.layout.vocab.mask, batch.tokens))
         if self.flow:
             start = noise.normal(LATENT, 1)[:, -target[0].numel() :, 0].view(target.shape).to(target.dtype)
@@ -50,7 +52,8 @@ class Regression:
 
         def head(network: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
             off = network.read(hidden, target.shape[1]) - target
-            row = (off.square() if self.flow else off.abs()).mean((1, 2))
+            off = (off.square() if self.flow else off.abs()) * free
+            row = off.sum((1, 2)) / free.sum((1, 2)).clamp(min=1)
             return row.mean(), row
 
         out = model(batch=batch, time=time if self.flow else None, objective=head)

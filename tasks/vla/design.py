@@ -15,6 +15,7 @@ from torch import Tensor
 from discdiff.config import checked, to_dict
 from discdiff.layout import Layout, Modality, Segment, VocabLayout
 from discdiff.models import DiscDiffConfig
+from discdiff.scores.values import SPREADS
 from tasks.common.words import Lexicon
 from tasks.vla.continuous import CONTINUOUS, NOISY
 from tasks.vla.episodes import Episode
@@ -25,9 +26,9 @@ GRID = (4, 4)  # slots of a picture
 READ = ("expectation", "mode", "argmax", "token")
 UNUSED = {  # fields of `Decoding`, by method
     "masked": (),
-    "autoregressive": ("sampler", "steps", "nearest", "knobs"),
-    "parallel": ("sampler", "steps", "read", "window", "nearest", "temperature", "knobs"),
-    "flow": ("sampler", "read", "window", "nearest", "temperature", "knobs"),
+    "autoregressive": ("sampler", "steps", "rank", "nearest", "knobs"),
+    "parallel": ("sampler", "steps", "read", "window", "rank", "nearest", "temperature", "knobs"),
+    "flow": ("sampler", "read", "window", "rank", "nearest", "temperature", "knobs"),
 }
 
 
@@ -63,14 +64,17 @@ class Policy:
 @dataclass(frozen=True)
 class Decoding:
     """sampler: a name of `discdiff.PRESETS`; steps: rounds (flow: of Euler's method); read: the number of a committed token,
-    `Valued`'s "expectation", "mode", "argmax" or "token"; window: of "mode", in normalised units; nearest: later rounds see
-    the code nearest to that number; temperature: of the draw, 0 for the likeliest; knobs: of the sampler.
+    `Valued`'s "expectation", "mode", "argmax" or "token"; window: of "mode", in normalised units; rank: "" for the order of
+    the sampler, or `Concentrated`'s "deviation", "mode" or "expectation": first what has its likely numbers close together;
+    nearest: later rounds see the code nearest to that number; temperature: of the draw, 0 for the likeliest; knobs: of the
+    sampler.
     """
 
     sampler: str = "confidence"
     steps: int = 1
     read: str = "expectation"
     window: float = 0.05
+    rank: str = ""
     nearest: bool = False
     temperature: float = 0.0
     knobs: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +82,7 @@ class Decoding:
     def __post_init__(self) -> None:
         checked("steps", self.steps, self.steps >= 1, "at least one round")
         checked("read", self.read, self.read in READ, f"choose from {', '.join(READ)}")
+        checked("rank", self.rank, self.rank in ("", *SPREADS), f"leave it out, or choose from {', '.join(SPREADS)}")
         checked("window", self.window, 0 < self.window < math.inf, "above 0, in normalised units")
         checked("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or above")
         twice = sorted({"steps", "temperature"} & set(self.knobs))

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from discdiff.config import build, checked, from_dict, read_json, to_dict
 from discdiff.denoisers import denoiser_of, process_of
+from discdiff.kernels import Commit, Recheck
 from discdiff.kernels.valued import VALUE, Valued
 from discdiff.layout import Layout, TokenBatch, make_batch
 from discdiff.models import DiscDiffModel
 from discdiff.report import Trace, record
 from discdiff.report.pictures import write_atomically
 from discdiff.sampling import Sampler, sampler
+from discdiff.scores import Concentrated, Score
 from discdiff.values import CodeValues
 from tasks.common.words import Lexicon, split
 from tasks.vla.continuous import CONTINUOUS, ContinuousModel, regressed
@@ -51,6 +53,17 @@ __all__ = [
 
 TASK, MODEL, TOKENIZER, STATISTICS = "task.json", "model", "tokenizer", "dataset_statistics.json"
 _PARTS = ("lexicon", "scale", "policy", "decoding")
+
+
+def ranked(kernel: Any, score: Score) -> Any:
+    """A kernel that commits in the order of another score. Raises ValueError for one that has no order."""
+    if isinstance(kernel, Recheck):
+        return dataclasses.replace(kernel, commit=ranked(kernel.commit, score))
+    has = isinstance(kernel, Commit)
+    checked(
+        "rank", type(kernel).__name__, has, "that sampler commits in no order: take confidence or dd_vla, or no rank"
+    )
+    return dataclasses.replace(kernel, score=score)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,11 +212,14 @@ class ActionPolicy:
 
     def _sampler(self, how: Decoding) -> Sampler:
         if self.settings.method == "autoregressive":
-            built = sampler("left_to_right", process_of(self.model), temperature=how.temperature, cache="block")
+            built = sampler(
+                "left_to_right", process_of(self.model), temperature=how.temperature, cache="block", block=1
+            )
             return dataclasses.replace(built, kernel=Valued(built.kernel, self.values, how.read, how.window))
         knobs = {"steps": how.steps, "temperature": how.temperature, "cache": "prefix", **how.knobs}
         built = sampler(how.sampler, process_of(self.model), **knobs)
-        return dataclasses.replace(built, kernel=Valued(built.kernel, self.values, how.read, how.window, how.nearest))
+        kernel = ranked(built.kernel, Concentrated(self.values, how.rank, how.window)) if how.rank else built.kernel
+        return dataclasses.replace(built, kernel=Valued(kernel, self.values, how.read, how.window, how.nearest))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """model/, tokenizer/, task.json, and where there are statistics by key dataset_statistics.json."""
