@@ -6,7 +6,8 @@ Held out are the validation and test pictures together; of tiles32 no caption of
 scored by a judge of real training pictures and their captions; beside it what the judge says of real held-out pairs, of
 reconstructions, and of every set with its captions exchanged: cosines do not start at 0, so real pictures with captions
 exchanged have a share of the real score too, and so has a model that hears nothing. The goals are at the first guidance
-scale of `tried`, the others are printed beside. What is in `out` already is not trained again; emoji64's tokenizer is
+scale of `tried`, the others are printed beside. A third of the real held-out tiles are near copies of training tiles: what
+a model copies shows where the real tile is none. What is in `out` already is not trained again; emoji64's tokenizer is
 trained here where there is none.
 """
 
@@ -75,7 +76,7 @@ class Run:
     shift: int = 1
     least: int = 2
     sampling: int = 32
-    tried: tuple[float, ...] = (2.0, 1.0, 3.0)
+    tried: tuple[float, ...] = (1.0, 2.0, 3.0)
     judge_steps: int = 800
     held: int = 0
     seed: int = 0
@@ -223,7 +224,7 @@ def copied(bench: Bench, made: Tensor, real: Tensor) -> list[dict[str, Any]]:
     parts = {
         "held-out samples": (memorised(flat(made), flat(train), flat(real)), "< 0.05"),
         "held-out real pictures": (float(own.double().mean()), None),
-        "held-out samples, of captions whose real picture is none": (float(near[~own].double().mean()), None),
+        "held-out samples, of captions whose real picture is none": (float(near[~own].double().mean()), "< 0.05"),
         "reconstructed training pictures, all copies": (memorised(flat(seen), flat(train), flat(real)), None),
         "between reconstructions, held-out samples": (
             float((nearest(made, codes, shift) < tight).double().mean()), None
