@@ -1,5 +1,5 @@
-"""python -m tasks.vla tokenizer fit bins|dct|fast|chunks, and evaluate: codes for robot actions; collect|train|evaluate|sample:
-a policy that makes them.
+"""python -m tasks.vla tokenizer fit bins|dct|fast|chunks, and evaluate: codes for robot actions; collect|train|evaluate|sample
+|serve: a policy that makes them.
 
 python -m tasks.vla tokenizer fit fast --scale 10 --out runs/actions           # of a small world's expert
 python -m tasks.vla tokenizer fit bins --source demos.npz --chunk 8 --raw 6    # action (frames, 7), episode_index (frames,)
@@ -13,6 +13,7 @@ python -m tasks.vla sample runs/policy --frame 3:10
 python -m tasks.vla collect --tasks drawer-open,push --episodes 25 --out runs/demonstrations     # of Meta-World's experts
 python -m tasks.vla train --data runs/demonstrations --out runs/robot
 python -m tasks.vla evaluate runs/robot --tasks drawer-open,push
+python -m tasks.vla serve runs/robot --port 8000 --steps 4                     # POST /act, one observation to one chunk
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from discdiff.cli import commands, guarded
 from tasks.vla.commands import collect, train
 from tasks.vla.judged import evaluate as judge
 from tasks.vla.judged import sample
+from tasks.vla.serve import serve
 from tasks.vla.settings import KINDS
 from tasks.vla.tokenizer import evaluate, fit
 
@@ -34,7 +36,7 @@ FIT = f"{PROG} tokenizer fit"
 
 FITS = commands(FIT, {kind: partial(fit, kind, f"{FIT} {kind}") for kind in KINDS})
 TOKENIZER = commands(f"{PROG} tokenizer", {"fit": FITS, "evaluate": partial(evaluate, f"{PROG} tokenizer evaluate")})
-OWN = {"collect": collect, "train": train, "evaluate": judge, "sample": sample}
+OWN = {"collect": collect, "train": train, "evaluate": judge, "sample": sample, "serve": serve}
 MAIN = commands(PROG, {"tokenizer": TOKENIZER, **{name: partial(f, f"{PROG} {name}") for name, f in OWN.items()}})
 
 if __name__ == "__main__":

@@ -4,49 +4,75 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from discdiff.cli import parse
 from discdiff.config import checked, from_dict, read_json, to_dict
 from discdiff.report.pictures import write_atomically
 from tasks.vla import collect as recording
 from tasks.vla import metaworld, trial
+from tasks.vla.adapters.pictures import square
 from tasks.vla.design import Policy
 from tasks.vla.episodes import Episode
 from tasks.vla.learning import Loss, fit, untrained
 from tasks.vla.lerobot import open_dataset, write
+from tasks.vla.lerobot.writing import free
 from tasks.vla.metaworld_ways import ways_of
 from tasks.vla.policy import ActionPolicy
 from tasks.vla.policy_settings import SENTENCES, SHOWN, WORLD, Collection, Data, PolicyOutput, Training, named
 
-RECIPE = "train.json"
+RECIPE, COLLECTED = "train.json", "collect.json"
 
 
 def collect(prog: str, argv: Sequence[str], make: Any = metaworld.make, expert: Any = metaworld.expert) -> None:
-    """Record Meta-World's experts as a LeRobot v3 data set."""
+    """Record Meta-World's experts as a LeRobot v3 data set. An interrupted run goes on when the command is repeated: until the
+    data set is whole, its episodes are kept in OUT_parts.
+    """
     wanted = parse(prog, argv, {"collection": Collection})["collection"]
     tasks = named(wanted.tasks)
     for task in tasks:  # what is wrong with the last one is said before the first one is recorded
         SENTENCES[wanted.sentences](task, 0)
         for way in wanted.ways:
             checked("ways", way, way in ways_of(task), f"{task} is done in {ways_of(task)}")
+    folder = free(wanted.out)
+    parts = _begun(folder, dataclasses.replace(wanted, tasks=tasks, out=""))
 
-    def recorded() -> Iterator[Episode]:
+    def recorded(say: Callable[[str], object]) -> Iterator[Episode]:
         for task in tasks:
             yield from recording.record(
                 task, wanted.episodes, seed=wanted.seed, noise=wanted.noise, pictures=wanted.pictures, size=wanted.size,
-                ways=wanted.ways or None, instruction=SENTENCES[wanted.sentences], cap=wanted.cap, make=make, expert=expert,
-                say=lambda line: print(line, flush=True),
+                ways=wanted.ways or None, instruction=SENTENCES[wanted.sentences], cap=wanted.cap, parts=parts / task,
+                make=make, expert=expert, say=say,
             )  # fmt: skip
 
-    names = {"action": ["x", "y", "z", "gripper"]}
-    print(write(wanted.out, recorded(), metaworld.RATE, robot_type="sawyer", names=names))
+    for _ in recorded(lambda line: print(line, flush=True)):
+        pass
+    whole, names = parts / "whole", {"action": ["x", "y", "z", "gripper"]}
+    shutil.rmtree(whole, ignore_errors=True)
+    write(whole, recorded(lambda line: None), metaworld.RATE, robot_type="sawyer", names=names)
+    os.replace(whole, folder)
+    shutil.rmtree(parts)
+    print(folder)
+
+
+def _begun(folder: Path, recipe: Collection) -> Path:
+    """The folder of the parts of a recording, which are of this recipe or not there yet. Raises ValueError for others."""
+    parts = folder.with_name(f"{folder.name}_parts")
+    text = json.dumps(to_dict(recipe), indent=2) + "\n"
+    if parts.is_dir() and any(parts.iterdir()):
+        same = (parts / COLLECTED).is_file() and (parts / COLLECTED).read_text(encoding="utf-8") == text
+        remedy = "it holds a recording of other settings: repeat those, remove it, or give another folder"
+        checked("parts", str(parts), same, remedy)
+        print(f"going on with {sum(1 for _ in parts.glob('*/*.npz'))} attempts in {parts}", flush=True)
+    write_atomically(parts / COLLECTED, text.encode("utf-8"))
+    return parts
 
 
 def episodes_of(data: Data, picture: int, which: Sequence[int] | None = None) -> list[Episode]:
@@ -75,17 +101,6 @@ def sized(episode: Episode, size: int) -> Episode:
     """An episode whose pictures are the middle squares, `size` pixels wide."""
     pictures = {name: np.stack([square(x, size) for x in seen]) for name, seen in episode.pictures.items()}
     return dataclasses.replace(episode, pictures=pictures)
-
-
-def square(picture: np.ndarray, size: int) -> np.ndarray:
-    """The middle square of a picture (height, width, 3), `size` pixels wide."""
-    height, width = picture.shape[:2]
-    if (height, width) == (size, size):
-        return picture
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    cut = Image.fromarray(np.ascontiguousarray(picture[top : top + side, left : left + side]))
-    return np.asarray(cut.resize((size, size), Image.Resampling.BOX))
 
 
 def train(prog: str, argv: Sequence[str]) -> None:

@@ -23,11 +23,12 @@ from tasks.vla.episodes import Episode
 from tasks.vla.intervals import interval
 from tasks.vla.policy import ActionPolicy
 from tasks.vla.policy_settings import SENTENCES, WORLD, Data, Shot, Trial, decoding, named
+from tasks.vla.rendering import Undrawable
 
 _SEEDS = 12  # bits of the number of a call, of which an episode has at most 500
 
 
-def _read(prog: str, argv: Sequence[str], section: str, kind: type) -> tuple[Path, Any, ActionPolicy, Data, Decoding]:
+def asked(prog: str, argv: Sequence[str], section: str, kind: type) -> tuple[Path, Any, ActionPolicy, Data, Decoding]:
     """Folder, one section, and the policy with the decoding that the command line asks for."""
     inside, rest = take(argv, "sampler")
     first = parse(prog, rest, {section: kind, "decoding": decoding(Decoding())}, ("folder",))
@@ -56,7 +57,7 @@ def acting(policy: ActionPolicy, how: Decoding) -> rollout.Policy:
 
 def evaluate(prog: str, argv: Sequence[str], make: Any = metaworld.make) -> None:
     """Success, length and calls of episodes, and the time of a chunk, into metrics.json and report.html."""
-    folder, wanted, policy, data, how = _read(prog, argv, "trial", Trial)
+    folder, wanted, policy, data, how = asked(prog, argv, "trial", Trial)
     act, seeds = acting(policy, how), range(wanted.seed, wanted.seed + wanted.episodes)
     here, size, actions = not wanted.tasks, policy.settings.picture, policy.tokenizer.config.dim
     checked("tasks", wanted.tasks, not here or data.data == WORLD, "name tasks of Meta-World, or easy10, hard10, ...")
@@ -70,7 +71,14 @@ def evaluate(prog: str, argv: Sequence[str], make: Any = metaworld.make) -> None
     else:
         checked("actions", actions, actions == metaworld.ACTION, f"those of Meta-World have {metaworld.ACTION} numbers")
         common |= {"cap": wanted.cap or metaworld.CAP, "batch": wanted.batch, "make": make}
-        found = rollout.evaluate(act, seeds=seeds, instruction=SENTENCES[wanted.sentences], **common)
+        common |= {"seeds": seeds, "instruction": SENTENCES[wanted.sentences]}
+        try:
+            found = rollout.evaluate(act, **common)
+        except Undrawable as error:  # at the first step: the first episode is among those that are shown
+            if size:
+                raise  # the policy itself is shown pictures
+            print(f"the report will show no episodes: {error}", flush=True)
+            found = rollout.evaluate(act, **{**common, "keep": ()})
     one = episodes_of(data, size, [0])[0]
     figures = {**_figures(found), "ms_per_chunk": latency(policy, one, how)}
     by_task = {task: _figures([r for r in found if r.task == task]) for task in tasks}
@@ -103,7 +111,7 @@ def latency(policy: ActionPolicy, episode: Episode, how: Decoding, repeats: int 
 
 def sample(prog: str, argv: Sequence[str]) -> None:
     """Print a chunk, an action a line as JSON; of a frame also how far it is from the demonstration."""
-    _, wanted, policy, data, how = _read(prog, argv, "shot", Shot)
+    _, wanted, policy, data, how = asked(prog, argv, "shot", Shot)
     size, done = policy.settings.picture, None
     if wanted.frame:
         episode, frame = _frame(wanted.frame, data, size)

@@ -112,6 +112,18 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Server:
+    """Where a policy answers. host: the address that it listens at, 0.0.0.0 for every one of this computer; port: of it."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+    def __post_init__(self) -> None:
+        checked("host", self.host, self.host.strip() != "", "an address, such as 127.0.0.1")
+        checked("port", self.port, 1 <= self.port < 2**16, "from 1 to 65535")
+
+
+@dataclass(frozen=True)
 class Shot:
     """What a chunk is decoded for. state: numbers as JSON, [0.1, 0.2, ...], with an instruction and where the policy sees a
     picture the file of one; or frame: "episode:frame" of the data it was trained on. prefix: actions that are executed

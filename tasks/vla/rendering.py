@@ -25,6 +25,10 @@ _OPEN: weakref.WeakSet[Camera] = weakref.WeakSet()
 NEEDS = "pip install 'discdiff[robots]', and for pictures the system's libosmesa6 or EGL (MUJOCO_GL=osmesa or egl)"
 
 
+class Undrawable(ValueError):
+    """Nothing can be drawn on this computer."""
+
+
 def load_mujoco() -> Any:
     """The mujoco package. Raises ValueError naming the extra where it is missing, or cannot load its OpenGL platform."""
     try:
@@ -49,7 +53,10 @@ class Camera:
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
         self.context.make_current()
-        self.drawing = m.MjrContext(model, m.mjtFontScale.mjFONTSCALE_50.value)
+        try:
+            self.drawing = m.MjrContext(model, m.mjtFontScale.mjFONTSCALE_50.value)
+        except m.FatalError as error:  # of a window system without a screen
+            raise Undrawable(f"nothing can be drawn ({error}): {NEEDS}") from error
         _OPEN.add(self)
         self.scene = m.MjvScene(model, maxgeom=1000)
         self.options, self.view = m.MjvOption(), m.MjvCamera()
@@ -102,7 +109,7 @@ def _context() -> Any:
         platform = f"mujoco.{name}" if name in ("osmesa", "egl") else "mujoco.gl_context"
         context = importlib.import_module(platform).GLContext(64, 64)
     except Exception as error:  # each platform raises its own
-        raise ValueError(f"nothing can be drawn with MUJOCO_GL={name} ({error}): {NEEDS}") from error
+        raise Undrawable(f"nothing can be drawn with MUJOCO_GL={name} ({error}): {NEEDS}") from error
     atexit.register(_leave, context)
     return context
 

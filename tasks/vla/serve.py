@@ -1,4 +1,4 @@
-"""A policy behind HTTP: POST /act with an observation as JSON gives a chunk of actions."""
+"""A policy behind HTTP: POST /act with an observation as JSON gives a chunk of actions; and the command that serves it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import binascii
 import io
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from PIL import Image
 
 from discdiff.config import build, checked
 from tasks.vla.adapters.pictures import shown
+from tasks.vla.judged import asked
 from tasks.vla.policy import ActionPolicy
+from tasks.vla.policy_settings import Server
 
 NEEDS = "pip install 'discdiff[serve]'"
 LARGEST = 4096  # pixels along an edge of a picture
@@ -105,6 +107,26 @@ def application(policy: ActionPolicy) -> Any:
     server.add_api_route("/act", act, methods=["POST"], response_model=None)
     server.add_api_route("/health", served.health, methods=["GET"])
     return server
+
+
+def serve(prog: str, argv: Sequence[str], run: Callable[..., None] | None = None) -> None:
+    """Serve a policy of a folder until it is interrupted; run: `uvicorn.run`, or what takes its arguments."""
+    folder, wanted, policy, _, how = asked(prog, argv, "server", Server)
+    policy = replace(policy, decoding=how)
+    app, size = application(policy), policy.settings.picture
+    view = np.zeros((size, size, 3), np.uint8) if size else None
+    key = min(policy.statistics, default=None)
+    policy.predict_action(
+        np.zeros(len(policy.scale.middle)), "", view, unnorm_key=key
+    )  # fails here, not at every request
+    if run is None:
+        try:
+            import uvicorn
+        except ImportError as error:
+            raise ValueError(f"serving needs FastAPI and uvicorn: {NEEDS}") from error
+        run = uvicorn.run
+    print(f"{folder}: POST /act for a chunk, GET /health for what it takes", flush=True)
+    run(app, host=wanted.host, port=wanted.port)
 
 
 def decoded(picture: str) -> np.ndarray:

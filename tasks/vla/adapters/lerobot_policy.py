@@ -25,14 +25,17 @@ from tasks.vla.continuous import CONTINUOUS
 from tasks.vla.learning import Loss, objective_of
 from tasks.vla.policy import ACTION, ActionPolicy, Decoding
 
-STATE, IMAGES, TARGET, PADDED, TASK = "observation.state", "observation.images.", "action", "action_is_pad", "task"
+STATE, TARGET, PADDED, TASK = "observation.state", "action", "action_is_pad", "task"
+IMAGES, IMAGE = "observation.images.", "observation.image"
+_BESIDE = ("_is_pad", "_depth")  # endings of keys that begin as a camera's and hold none of its pictures
 
 
 @dataclass(frozen=True)
 class LeRobotConfig:
     """What LeRobot asks a policy's configuration. chunk_size, action_dim, state_dim, picture: of the policy; n_action_steps:
-    executed of a chunk, 0 for all; state: keys that together are the state; camera: whose pictures it is shown, "" for the
-    only one; seed: of its noise; unnorm_key: whose units actions have; decoding: None for the policy's own.
+    executed of a chunk, 0 for all; state: keys that together are the state; camera: whose pictures it is shown, "image" for
+    those of observation.image, "" for the only one; seed: of its noise; unnorm_key: whose units actions have; decoding: None
+    for the policy's own.
     """
 
     chunk_size: int
@@ -86,9 +89,10 @@ class LeRobotConfig:
 class LeRobotPolicy(nn.Module):
     """An `ActionPolicy` with the methods of LeRobot's policies; `settings` are fields of `LeRobotConfig`.
 
-    Batches: `observation.state` (batch, dim); `observation.images.CAMERA` (batch, 3, height, width) float in [0, 1], brought
-    to the policy's width; `task`, a list of sentences; to train `action` (batch, chunk, dim) and `action_is_pad` (batch, chunk)
-    bool. Everything is in the data set's own units.
+    Batches: `observation.state` (batch, dim), of which a policy that is told fewer numbers takes the first;
+    `observation.images.CAMERA` or `observation.image` (batch, 3, height, width) float in [0, 1], whose middle square is
+    brought to the policy's width; `task`, a list of sentences; to train `action` (batch, chunk, dim) and `action_is_pad`
+    (batch, chunk) bool. Everything is in the data set's own units.
     """
 
     config_class = LeRobotConfig
@@ -116,8 +120,7 @@ class LeRobotPolicy(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         """The loss of the policy's method, a scalar, and figures to log; steps that are padded are neither seen nor learned.
 
-        Noise is keyed by the seed and the number of the call. Raises ValueError for padded steps of the methods that make
-        numbers, which cannot leave them out.
+        Noise is keyed by the seed and the number of the call. Raises ValueError for rows whose every step is padded.
         """
         rows = self._rows(batch)
         n, (chunk, dim) = len(rows.tokens), (self.config.chunk_size, self.config.action_dim)
@@ -153,8 +156,9 @@ class LeRobotPolicy(nn.Module):
 
         prev_chunk_left_over (batch, steps, dim) or (steps, dim): what is not yet executed of the last chunk, in the data set's
         units; its first `inference_delay` actions are over before the new chunk is there, and are kept as they are, at most
-        `execution_horizon` of them. That is real-time chunking (arXiv 2506.07339) with LeRobot's schedule ZEROS; nothing
-        behind them is guided. Raises ValueError for a left-over without a delay, or shorter than it.
+        `execution_horizon` of them and as many as there are: none before the first chunk. That is real-time chunking (arXiv
+        2506.07339) with LeRobot's schedule ZEROS; nothing behind them is guided. Raises ValueError for a left-over without a
+        delay.
         """
         self.eval()
         state, task, pictures = self._seen(batch)
@@ -182,6 +186,7 @@ class LeRobotPolicy(nn.Module):
     def _seen(self, batch: Mapping[str, Any]) -> tuple[np.ndarray, list[str], np.ndarray | None]:
         """State (batch, dim), sentences, and pictures (batch, size, size, 3) uint8."""
         state = np.concatenate([_tensor(batch, key).detach().cpu().float().numpy() for key in self.config.state], -1)
+        state = state[..., : self.policy.settings.proprio or None]
         task = batch.get(TASK)
         task = [task] * len(state) if isinstance(task, str) else list(task or ())
         fits = len(task) == len(state) and all(isinstance(each, str) for each in task)
@@ -194,11 +199,14 @@ class LeRobotPolicy(nn.Module):
         return state, task, np.stack(rows)
 
     def _camera(self, batch: Mapping[str, Any]) -> str:
-        found = sorted(key for key in batch if key.startswith(IMAGES) and not key.endswith("_is_pad"))
-        wanted = [IMAGES + self.config.camera] if self.config.camera else found
-        fits = len(wanted) == 1 and wanted[0] in found
-        checked("camera", self.config.camera, fits, f"the batch has {found}: name one of them")
-        return wanted[0]
+        keys = sorted(key for key in batch if key == IMAGE or key.startswith(IMAGES))
+        found = {
+            key.removeprefix(IMAGES).removeprefix("observation."): key for key in keys if not key.endswith(_BESIDE)
+        }
+        camera = self.config.camera or next(iter(found), "")
+        fits = camera in found and (self.config.camera != "" or len(found) == 1)
+        checked("camera", self.config.camera, fits, f"the batch has those of {list(found)}: name one of them")
+        return found[camera]
 
     def _rows(self, batch: Mapping[str, Any]) -> TokenBatch:
         return self.policy.rows(*self._seen(batch))
@@ -208,9 +216,6 @@ class LeRobotPolicy(nn.Module):
         layout, units = rows.layout, self.policy.normaliser(self.config.unnorm_key)
         y, own = units.normalise(actions).values, self.policy.tokenizer
         if self.policy.settings.method in CONTINUOUS:
-            checked(
-                PADDED, int(padded.sum()), not bool(padded.any()), "its loss is over all steps: leave such windows out"
-            )
             rows = rows._replace(features={**rows.features, "target": y})
         codes = own.encode(own.normaliser.restore(y)).codes
         tokens, valid = rows.tokens.clone(), rows.valid.clone()
@@ -221,19 +226,17 @@ class LeRobotPolicy(nn.Module):
         return make_batch(layout, tokens, valid=valid, features=rows.features)
 
     def _prefix(self, rows: int, left: Tensor | None, delay: int | None, horizon: int | None) -> np.ndarray | None:
+        told = "steps executed until the new chunk is there, 0 or more"
+        checked("inference_delay", delay, (left is None) if delay is None else delay >= 0, told)
+        checked("execution_horizon", horizon, horizon is None or horizon >= 0, "0 or more steps")
         if left is None:
-            checked("inference_delay", delay, not delay, "give prev_chunk_left_over, what is left of the last chunk")
             return None
         x = left.detach().cpu().float().numpy().copy()
         x = x[None].repeat(rows, 0) if x.ndim == 2 else x
-        checked(
-            "inference_delay", delay, delay is not None and delay >= 0, "steps executed until the new chunk is there"
-        )
-        checked("execution_horizon", horizon, horizon is None or horizon >= 0, "0 or more steps")
-        count = min(delay or 0, self.config.chunk_size if horizon is None else horizon, self.config.chunk_size)
-        fits = x.ndim == 3 and x.shape[::2] == (rows, self.config.action_dim) and x.shape[1] >= count
-        checked("prev_chunk_left_over", x.shape, fits, f"give ({rows}, at least {count}, {self.config.action_dim})")
-        return x[:, :count]
+        fits = x.ndim == 3 and x.shape[::2] == (rows, self.config.action_dim)
+        checked("prev_chunk_left_over", x.shape, fits, f"give ({rows}, steps, {self.config.action_dim})")
+        chunk = self.config.chunk_size
+        return x[:, : min(delay or 0, chunk if horizon is None else horizon, chunk)]
 
 
 def _tensor(batch: Mapping[str, Any], key: str) -> Tensor:

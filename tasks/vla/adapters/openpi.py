@@ -51,9 +51,10 @@ class OpenPiPolicy:
     ) -> dict[str, Any]:
         """{"actions": (chunk, dim) float32, "policy_timing": {"infer_ms"}} for one observation.
 
-        obs: state (dim,), a sentence, and where the policy sees, a picture (height, width, 3) uint8 or (3, height, width)
-        float in [0, 1], brought to the policy's width. seed: fixes the noise of this call. prefix (k, dim): actions that are
-        executed already, returned as they are. Raises ValueError for keys that are missing.
+        obs: state (dim,), of which a policy that is told fewer numbers takes the first; a sentence; and where the policy sees,
+        a picture (height, width, 3) uint8 or (3, height, width) float in [0, 1], whose middle square is brought to its width.
+        seed: fixes the noise of this call. prefix (k, dim): actions that are executed already, returned as they are. Raises
+        ValueError for keys that are missing.
         """
         size = self.policy.settings.picture
         needed = [self.state, self.prompt, *([self.picture] if size else [])]
@@ -62,10 +63,11 @@ class OpenPiPolicy:
         said = obs[self.prompt]
         checked(self.prompt, said, isinstance(said, str), "give one sentence")
         picture = shown(self.picture, obs[self.picture], size) if size else None
+        state = np.atleast_1d(obs[self.state])[..., : self.policy.settings.proprio or None]
         number = self.seed + self.calls if seed is None else seed
         begin = time.monotonic()
         actions = self.policy.predict_action(
-            np.asarray(obs[self.state]), said, picture, prefix=prefix, seed=number,
+            state, said, picture, prefix=prefix, seed=number,
             decoding=self.decoding, unnorm_key=self.unnorm_key,
         )  # fmt: skip
         self.calls += seed is None

@@ -12,8 +12,19 @@ from discdiff.config import checked
 SLACK = 1e-3  # beyond [0, 1], of resampling: cut
 
 
+def square(picture: np.ndarray, size: int) -> np.ndarray:
+    """The middle square of a picture (height, width, 3), `size` pixels wide."""
+    height, width = picture.shape[:2]
+    if (height, width) == (size, size):
+        return picture
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    cut = Image.fromarray(np.ascontiguousarray(picture[top : top + side, left : left + side]))
+    return np.array(cut.resize((size, size), Image.Resampling.BOX))
+
+
 def shown(name: str, picture: Any, size: int = 0) -> np.ndarray:
-    """A picture to uint8 (size, size, 3), or its own height and width where size is 0.
+    """The middle square of a picture as uint8 (size, size, 3), as policies are trained on it; where size is 0 all of it.
 
     picture: (height, width, 3) or (3, height, width), uint8 or float in [0, 1]. Raises ValueError for anything else.
     """
@@ -28,6 +39,4 @@ def shown(name: str, picture: Any, size: int = 0) -> np.ndarray:
         checked(name, (float(x.min()), float(x.max())), fits, "floats are in [0, 1]; bytes are uint8")
         x = np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
     checked(name, str(x.dtype), x.dtype == np.uint8, "give uint8, or floats in [0, 1]")
-    if size and x.shape[:2] != (size, size):
-        x = np.array(Image.fromarray(np.ascontiguousarray(x)).resize((size, size), Image.Resampling.BILINEAR))
-    return np.ascontiguousarray(x)
+    return np.ascontiguousarray(square(x, size) if size else x)

@@ -43,9 +43,7 @@ def write(
 
     Raises ValueError for a folder that is not empty, no episodes, and episodes of other dimensions, cameras or sizes.
     """
-    folder = Path(folder)
-    free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    checked("folder", str(folder), free, "it is not empty: remove it, or give another")
+    folder = free(folder)
     checked("fps", fps, bool(np.isfinite(fps)) and fps > 0, "frames per second, above 0")
     checked("data_files_size_in_mb", data_files_size_in_mb, data_files_size_in_mb >= 1, "at least 1")
     checked("chunks_size", chunks_size, chunks_size >= 1, "at least one file to a folder")
@@ -66,6 +64,15 @@ def write(
         os.replace(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def free(folder: str | Path) -> Path:
+    """The path of a folder that can be written. Raises ValueError naming it where something is in it already."""
+    folder = Path(folder)
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    held = " but holds a data set" if (folder / INFO).is_file() else ""
+    checked("folder", str(folder), empty, f"it is not empty{held}: remove it, or give another")
     return folder
 
 
