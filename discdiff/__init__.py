@@ -23,6 +23,7 @@ _HOME = {
         "ApproximatePrefixCached",
         "Banned",
         "BlockCached",
+        "Autoguided",
         "ClassifierFree",
         "EndPolicy",
         "FunctionDenoiser",

@@ -1,5 +1,6 @@
 """Denoisers, their lazy predictions, and wrappers around them."""
 
+from discdiff.denoisers.autoguided import Autoguided
 from discdiff.denoisers.caches import (
     ApproximateDualCached,
     ApproximatePrefixCached,
@@ -25,6 +26,7 @@ __all__ = [
     "ApproximatePrefixCached",
     "Banned",
     "BlockCached",
+    "Autoguided",
     "ClassifierFree",
     "Denoiser",
     "Drawn",

@@ -183,17 +183,21 @@ def mix(given: Tensor, free: Tensor, scale: float) -> Tensor:
     return torch.lerp(free.to(given.dtype), given, scale).masked_fill(impossible, NEG_INF)
 
 
-def guidance_schedule(name: str, times: Sequence[float], scale: float, t0: float = 0.5) -> tuple[float, ...]:
+def guidance_schedule(
+    name: str, times: Sequence[float], scale: float, t0: float = 0.5, t1: float = 0.0
+) -> tuple[float, ...]:
     """The scale of each step of a grid: `replace(grid, guidance=guidance_schedule("ramp", grid.times, 3.0))`.
 
     "constant": g; "ramp": 1 + (g - 1) (1 - t), from conditional at noise to g at clean; "early": g while t >= t0, then 1;
-    "late": 1 while t >= t0, then g. Steps at 1 cost one pass. Raises ValueError for an unknown name.
+    "late": 1 while t >= t0, then g; "interval": g while t1 < t <= t0, else 1 (arXiv 2404.07724). Steps at 1 cost one pass.
+    Raises ValueError for an unknown name.
     """
     schedules: dict[str, Callable[[float], float]] = {
         "constant": lambda t: scale,
         "ramp": lambda t: 1 + (scale - 1) * (1 - t),
         "early": lambda t: scale if t >= t0 else 1.0,
         "late": lambda t: 1.0 if t >= t0 else scale,
+        "interval": lambda t: scale if t1 < t <= t0 else 1.0,
     }
     checked("name", name, name in schedules, f"choose from {', '.join(schedules)}")
     return tuple(float(schedules[name](t)) for t in times[:-1])
@@ -206,7 +210,8 @@ def _guided(given: Prediction, free: Prediction | None, scale: float) -> Guided:
 def _stateless(denoiser: Any, batch: TokenBatch) -> bool:
     """Whether a run starts nothing of its own, so that both passes may share a call (a cache has a `run`)."""
     while isinstance(denoiser, Wrapper):
-        if hasattr(denoiser, "run"):
+        weaker = getattr(denoiser, "weaker", None)
+        if hasattr(denoiser, "run") or (weaker is not None and not _stateless(weaker, batch)):
             return False
         denoiser = denoiser.inner
     return denoiser.start(batch) is denoiser

@@ -13,7 +13,7 @@ from typing import Any
 
 from discdiff.clocks import Clock
 from discdiff.config import build, checked
-from discdiff.denoisers import ClassifierFree, Nucleus, Temperature, TopK, Unprompted
+from discdiff.denoisers import Autoguided, ClassifierFree, Nucleus, Temperature, TopK, Unprompted, denoiser_of
 from discdiff.denoisers.caches import (
     ApproximateDualCached,
     ApproximatePrefixCached,
@@ -21,7 +21,7 @@ from discdiff.denoisers.caches import (
     PrefixCached,
     SkipUnchanged,
 )
-from discdiff.denoisers.guidance import UNPROMPTED
+from discdiff.denoisers.guidance import UNPROMPTED, guidance_schedule
 from discdiff.kernels import Kernel
 from discdiff.kernels.early_end import EarlyEnd
 from discdiff.layout import TokenBatch
@@ -51,8 +51,10 @@ class Common:
 
     temperature: of the predictions, 0 is the likeliest token; top_k 0 and nucleus 1 truncate nothing. guidance: scale g of
     log p = g log c + (1 - g) log u, u without the prompt: `unprompted` "mask", "null" or "absent"; prompt: the segments it is
-    in, with commas, "" for all, so that known parts of what is made are not taken away with it. cache: "none", or one of
-    CACHES. end: name of the special token behind which a row is closed, such as "EOS"; "" goes on.
+    in, with commas, "" for all, so that known parts of what is made are not taken away with it; it acts while
+    guided_to < t <= guided_from. weaker: a weaker network or denoiser, told the same, that `Autoguided` leads away from by the
+    scale `autoguidance`. cache: "none", or one of CACHES. end: name of the special token behind which a row is closed, such as
+    "EOS"; "" goes on.
     """
 
     steps: int = 0
@@ -62,6 +64,10 @@ class Common:
     guidance: float = 1.0
     unprompted: str = "mask"
     prompt: str = ""
+    guided_from: float = 1.0
+    guided_to: float = 0.0
+    weaker: Any = None
+    autoguidance: float = 2.0
     cache: str = "none"
     end: str = ""
 
@@ -72,6 +78,11 @@ class Common:
         checked("nucleus", self.nucleus, 0 < self.nucleus <= 1, "a share in (0, 1]")
         checked("guidance", self.guidance, math.isfinite(self.guidance), "a finite scale, 1 for no guidance")
         checked("unprompted", self.unprompted, self.unprompted in UNPROMPTED, f"choose from {', '.join(UNPROMPTED)}")
+        times = (self.guided_from, self.guided_to)
+        checked("guided_from, guided_to", times, 0 <= times[1] < times[0] <= 1, "times in [0, 1], the second lower")
+        used = times == (1, 0) or self.guidance != 1
+        checked("guided_from, guided_to", times, used, "there is no guidance: give its scale, too")
+        checked("autoguidance", self.autoguidance, math.isfinite(self.autoguidance), "a finite scale, 1 for none")
         checked("cache", self.cache, self.cache in CACHES, f"choose from {', '.join(CACHES)}")
 
     def around(self, kernel: Kernel) -> Kernel:
@@ -79,12 +90,26 @@ class Common:
         return EarlyEnd(kernel, self.end) if self.end else kernel
 
     def inside(self, denoiser: Any) -> Any:
-        """The denoiser with its cache, then guidance."""
-        denoiser = denoiser if self.cache == "none" else CACHES[self.cache](denoiser)
+        """The denoiser with its cache, then guidance by a weaker one, then by a missing prompt."""
+        denoiser = self._cached(denoiser)
+        if self.weaker is not None:
+            weaker = self.weaker if hasattr(self.weaker, "start") else denoiser_of(self.weaker)
+            denoiser = Autoguided(denoiser, self._cached(weaker), self.autoguidance)
         if self.guidance == 1:
             return denoiser
         segments = tuple(name.strip() for name in self.prompt.split(",") if name.strip())
         return ClassifierFree(denoiser, self.guidance, Unprompted(segments, self.unprompted))
+
+    def _cached(self, denoiser: Any) -> Any:
+        return denoiser if self.cache == "none" else CACHES[self.cache](denoiser)
+
+    def timed(self, grid: Grid) -> Grid:
+        """The grid, told when guidance acts. Raises ValueError where it says so itself."""
+        if (self.guided_from, self.guided_to) == (1, 0):
+            return grid
+        checked("guided_from, guided_to", self.guided_from, not grid.guidance, "the grid has a guidance of its own")
+        scales = guidance_schedule("interval", grid.times, self.guidance, self.guided_from, self.guided_to)
+        return dataclasses.replace(grid, guidance=scales)
 
     def outside(self, denoiser: Any) -> Any:
         """The denoiser with temperature, then top-k, then nucleus around it."""
@@ -112,6 +137,7 @@ class Sampler:
     ) -> Iterator[tuple[State, Info]]:
         """The run, state by state; see `discdiff.iterate`."""
         grid = self.grid or Grid.uniform(self.common.steps or max(int(batch.free.sum(1).max()), self.fewest))
+        grid = self.common.timed(grid)
         inner = self.common.inside(denoiser)
         inner = inner if self.wrap is None else self.wrap(inner)
         kernel, outer = self.common.around(self.kernel), self.common.outside(inner)
@@ -142,11 +168,11 @@ def knobs(name: str) -> type:
     """Frozen dataclass of everything the preset can be told: the settings every sampler takes, then its own knobs."""
     chosen = preset(name)
     common = [
-        (f.name, type(f.default), dataclasses.field(default=chosen.defaults.get(f.name, f.default)))
+        (f.name, _kind(f.default), dataclasses.field(default=chosen.defaults.get(f.name, f.default)))
         for f in dataclasses.fields(Common)
     ]
     own = [
-        (p.name, type(p.default) if p.default is not None else Any, dataclasses.field(default=p.default))
+        (p.name, _kind(p.default), dataclasses.field(default=p.default))
         for p in list(inspect.signature(chosen.build).parameters.values())[1:]
     ]
     check = {"__post_init__": lambda settings: _split(settings)}
@@ -166,6 +192,10 @@ def sampler(name: str, process: Process | None = None, grid: Grid | None = None,
     recipe = chosen.build(Absorbing() if process is None else process, **own)
     fewest = FEWEST if chosen.law == LIMIT else 1
     return Sampler(recipe.kernel, common, recipe.clock, recipe.wrap, grid, fewest)
+
+
+def _kind(default: Any) -> Any:
+    return Any if default is None else type(default)
 
 
 def _split(settings: Any) -> tuple[Common, dict[str, Any]]:
