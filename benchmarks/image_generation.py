@@ -38,16 +38,34 @@ from tokenizers_vq.image import to_bytes
 PARTS = ("all", "table", "options", "holes", "refit")
 STEPS = (8, 16, 32, 64, 100)
 GUIDED = (1.25, 1.5, 2.0)
+LED: dict[str, dict[str, dict[str, Any]]] = {  # by method; drawn several times
+    "vq_diffusion": {
+        "": {},
+        "guidance 2 within .2 to .4": {"guidance": 2.0, "guided_from": 0.4, "guided_to": 0.2},
+        "autoguidance 2": {"autoguidance": 2.0},
+        **{
+            f"autoguidance 2, guidance {g:g} within .2 to {shown}": {
+                "autoguidance": 2.0,
+                "guidance": g,
+                "guided_from": start,
+                "guided_to": 0.2,
+            }
+            for g, start, shown in ((2.0, 0.4, ".4"), (3.0, 0.4, ".4"), (2.0, 0.6, ".6"))
+        },
+    },
+    "autoregressive": {"": {}},
+}
+ANEW = 500_000  # from the seeds of one drawing to those of the next
 ENOUGH = 0.95  # of the pictures are read as what was asked for
-FREE = ("part", "methods", "samples", "save", "out")  # settings that no trained model depends on
+FREE = ("part", "methods", "samples", "weaker", "save", "out")  # settings that no trained model depends on
 
 
 @dataclass(frozen=True)
 class Run:
     """tokenizer: folder of a trained one, "" for one of `codebook` codes trained here; collapsed, refitted: of one with few
     codes in use, and the same with codes fitted again, both decoders trained equally long (`benchmarks.image_codes --part
-    refit`); methods: to compare; steps, bf16: of the training of each; auxiliary: weight of VQ-Diffusion's second loss;
-    samples: pictures per cell.
+    refit`); methods: to compare; steps, bf16: of the training of each; weaker: steps of the weaker network of autoguidance,
+    whose training counts, too; auxiliary: weight of VQ-Diffusion's second loss; samples: pictures per cell.
     """
 
     part: str = "all"
@@ -58,6 +76,7 @@ class Run:
     refitted: str = "runs/images/refit_1024"
     methods: str = "vq_diffusion,vq_ddm,maskgit,autoregressive"
     steps: int = 3000
+    weaker: int = 400
     bf16: bool = True
     batch_size: int = 64
     learning_rate: float = 3e-3
@@ -96,22 +115,25 @@ class Bench:
         config = replace(DIGITS, codebook_size=run.codebook)
         return image_codes.trained(image_codes.Run(out=run.out), config, self.train.x, run.tokenizer_steps, "tokenizer")
 
-    def model(self, method: str, tokenizer: str = "") -> tuple[Trained, float]:
-        """A trained model of a method and the processor seconds its training took, 0 where it was interrupted."""
+    def model(self, method: str, tokenizer: str = "", steps: int = 0) -> tuple[Trained, float]:
+        """A trained model of a method and the processor seconds its training took, 0 where it was interrupted; steps: of it, 0
+        for those of the run.
+        """
         run, codec = self.run, load_tokenizer(tokenizer) if tokenizer else self.codec
         wanted = Generator(
             method=method, auxiliary=run.auxiliary, hidden_size=run.hidden_size, num_layers=run.num_layers
         )
         lexicon = lexicon_of(self.train.said, wanted)
-        name = method + (f"_{Path(tokenizer).name}" if tokenizer else "")
+        name = method + (f"_{Path(tokenizer).name}" if tokenizer else "") + (f"_{steps}" if steps else "")
+        steps = steps or run.steps
         folder, timed = self.folder / name, self.folder / f"{name}_seconds.json"
         if (folder / "config.json").is_file():
             model = generation.loaded(folder)
         else:
             settings = Training(
-                seed=run.seed, steps=run.steps, batch_size=run.batch_size, learning_rate=run.learning_rate,
-                warmup=min(50, run.steps), optimizer="muon", ema=0.995, betas=(0.9, 0.98), log_every=100, bf16=run.bf16,
-                save_every=max(1, run.steps // 4), progress=False,
+                seed=run.seed, steps=steps, batch_size=run.batch_size, learning_rate=run.learning_rate,
+                warmup=min(50, steps), optimizer="muon", ema=0.995, betas=(0.9, 0.98), log_every=100, bf16=run.bf16,
+                save_every=max(1, steps // 4), progress=False,
             )  # fmt: skip
             start = time.process_time()
             model = fit_model(codec, self.train, lexicon, wanted, settings, folder, resume="auto")
@@ -120,21 +142,27 @@ class Bench:
         seconds = json.loads(timed.read_text(encoding="utf-8")) if timed.is_file() else 0.0
         return Trained(codec, model, lexicon, Pictures(source="mnist28"), wanted), seconds
 
-    def cell(self, trained: Trained, name: str, **sampler: Any) -> dict[str, float]:
+    def cell(
+        self, trained: Trained, name: str, weaker: Trained | None = None, seed: int = 0, **sampler: Any
+    ) -> dict[str, float]:
         """Figures of samples and the wall time of a picture, codes and decoding, with a page of the samples; those that an
         earlier run left of the same model are taken as they are.
         """
         slug = name.replace(", ", "_").replace(" ", "_")
         done = self.folder / "cells" / f"{slug}.json"
-        weights = b"".join(x.detach().cpu().numpy().tobytes() for x in trained.model.state_dict().values())
-        key = {"weights": hashlib.sha256(weights).hexdigest(), "samples": self.run.samples, "sampler": sampler}
+        key: dict[str, Any] = {"weights": digest(trained), "samples": self.run.samples, "sampler": dict(sampler)}
+        if weaker is not None:
+            key["weaker"] = digest(weaker)
+            sampler["weaker"] = weaker.model
+        if seed:
+            key["seed"] = seed
         if done.is_file() and (stored := json.loads(done.read_text(encoding="utf-8")))["key"] == key:
             return dict(stored["found"])
         start = time.perf_counter()
         drawn(trained, self.valid.said[:128], seed=77, **sampler)
         seconds = (time.perf_counter() - start) / 128
         found, made = measured(
-            trained, self.judge, self.labels, self.valid, self.run.samples, seed=1000 * self.run.seed, **sampler
+            trained, self.judge, self.labels, self.valid, self.run.samples, 1000 * self.run.seed + seed, **sampler
         )
         found = {**found, "milliseconds": 1000 * seconds}
         page.samples(self.folder / f"{slug}.html", name, made[:100], self.valid.x[:30], found)
@@ -142,6 +170,12 @@ class Bench:
         done.write_text(json.dumps({"key": key, "found": found}), encoding="utf-8")
         print(name, {k: round(v, 3) for k, v in found.items()}, flush=True)
         return found
+
+
+def digest(trained: Trained) -> str:
+    """Of a model's weights."""
+    weights = b"".join(x.detach().cpu().numpy().tobytes() for x in trained.model.state_dict().values())
+    return hashlib.sha256(weights).hexdigest()
 
 
 def rows(name: str, found: dict[str, float], goals: dict[str, str] | None = None) -> list[dict[str, Any]]:
@@ -185,9 +219,30 @@ def table(bench: Bench) -> list[dict[str, Any]]:
             figures += rows(name, found)
             if steps <= 32 or steps == few:
                 cells.setdefault(method, {})[name] = found
+        if method in LED:
+            bad: Trained | None = None
+            if any("autoguidance" in knobs for knobs in LED[method].values()):
+                bad, seconds = bench.model(method, steps=run.weaker)
+                trainings += seconds
+                figures.append({"figure": f"{method}, weaker: training", "value": seconds, "unit": "processor s"})
+            for told, knobs in LED[method].items():
+                name = ", ".join([f"{method}, {few} steps", *([told] if told else [])])
+                led = bad if "autoguidance" in knobs else None
+                if told:
+                    figures += rows(name, bench.cell(trained, name, led, steps=few, **knobs))
+                anew = [  # the settings were chosen by the first drawing, and one FID is uncertain by some 5 %
+                    bench.cell(trained, f"{name}, drawing {k + 1}", led, k * ANEW, steps=few, **knobs) for k in (1, 2)
+                ]
+                mean = {key: (anew[0][key] + anew[1][key]) / 2 for key in anew[0]}
+                cells[method][f"{name}, mean of two other drawings"] = mean
+                figures += rows(f"{name}, mean of two other drawings", mean)
     figures.append({"figure": "all trainings", "value": trainings / 60, "unit": "processor minutes", "goal": "<= 40"})
     if {"vq_diffusion", "autoregressive"} <= cells.keys():
-        ours, twin = cells["vq_diffusion"], min(found["fid"] for found in cells["autoregressive"].values())
+        ours, theirs = (
+            {name: found for name, found in cells[method].items() if "mean" in name}
+            for method in ("vq_diffusion", "autoregressive")
+        )
+        twin = min(found["fid"] for found in theirs.values())
         good = [each for each in ours if ours[each]["accuracy"] >= ENOUGH] or [
             max(ours, key=lambda each: ours[each]["accuracy"])
         ]

@@ -115,19 +115,27 @@ def fit(
 
     Raises KeyboardInterrupt where Ctrl-C or SIGTERM ended the training, whose checkpoint `resume="auto"` goes on from.
     """
-    folder, layout = Path(folder), policy.layout
-    rows = Rows(policy, layout, list(episodes))
+    folder, rows = Path(folder), Rows(policy, policy.layout, list(episodes))
     goal = objective_of(policy, loss or Loss())
+    trained = replace(
+        policy, model=optimised(policy.model, training, goal, policy.layout, rows, folder, "model", resume)
+    )
+    trained.save_pretrained(folder)
+    return trained
+
+
+def optimised(
+    model: Any, training: TrainingSettings, goal: Any, layout: Layout, rows: Any, folder: Path, part: str,
+    resume: str | None,
+) -> Any:  # fmt: skip
+    """The network trained on rows towards a goal, in the state kept in FOLDER/part; checkpoints in FOLDER_training."""
     checkpoints = folder.with_name(f"{folder.name}_training")
-    trainer = DiffusionTrainer(policy.model.train(), training, goal, layout, rows, output_dir=checkpoints)
+    trainer = DiffusionTrainer(model.train(), training, goal, layout, rows, output_dir=checkpoints)
     trainer.train(resume)
     if trainer.stopped_by == "signal":
         raise KeyboardInterrupt
-    trainer.save_model(folder / "model")
-    model = type(policy.model).from_pretrained(folder / "model").to(trainer.args.device).eval()
-    trained = replace(policy, model=model)
-    trained.save_pretrained(folder)
-    return trained
+    trainer.save_model(folder / part)
+    return type(model).from_pretrained(folder / part).to(trainer.args.device).eval()
 
 
 def _only(episode: Episode, size: int) -> np.ndarray:

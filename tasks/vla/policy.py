@@ -55,6 +55,14 @@ TASK, MODEL, TOKENIZER, STATISTICS = "task.json", "model", "tokenizer", "dataset
 _PARTS = ("lexicon", "scale", "policy", "decoding")
 
 
+def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
+    """A seed per row: of one, row i takes the i-th from it on. Raises ValueError for another number of them."""
+    if isinstance(seed, int | np.integer):
+        return [int(seed) + i for i in range(count)]
+    checked("seed", len(seed), len(seed) == count, f"one, or {count}: one per row")
+    return [int(each) for each in seed]
+
+
 def ranked(kernel: Any, score: Score) -> Any:
     """A kernel that commits in the order of another score. Raises ValueError for one that has no order."""
     if isinstance(kernel, Recheck):
@@ -161,11 +169,7 @@ class ActionPolicy:
         alone = isinstance(instruction, str)
         said = [instruction] if isinstance(instruction, str) else list(instruction)
         pictures = pictures[None] if alone and pictures is not None and pictures.ndim == 3 else pictures
-        if isinstance(seed, int | np.integer):
-            seeds = [int(seed) + i for i in range(len(said))]
-        else:
-            seeds = [int(each) for each in seed]
-        checked("seed", len(seeds), len(seeds) == len(said), f"one, or {len(said)}: one per row")
+        seeds = seeds_of(seed, len(said))
         batch, how, units = self.rows(state, said, pictures), decoding or self.decoding, self.normaliser(unnorm_key)
         how.check(self.settings.method)
         chunk, dim = self.settings.chunk, self.tokenizer.config.dim
@@ -192,7 +196,7 @@ class ActionPolicy:
             tokens, columns = batch.tokens.clone(), self.layout.columns(ACTION)[: k * dim]
             tokens[:, columns] = self.layout.vocab.to_global(codes, ACTION).flatten(1)[:, : k * dim]
             batch = batch._replace(tokens=tokens, given=tokens != self.layout.vocab.mask)
-        state, _ = self._sampler(how)(denoiser_of(self.model), batch.to(self.model.device), seeds)
+        state, _ = self.sampler_of(how)(denoiser_of(self.model), batch.to(self.model.device), seeds)
         value = state.memory[VALUE][:, self.layout.columns(ACTION)]
         return value.unflatten(1, (chunk, dim)).cpu()
 
@@ -208,9 +212,10 @@ class ActionPolicy:
         checked("method", method, method not in CONTINUOUS, "it makes numbers, not tokens")
         how.check(method)
         batch = self.rows(state, [instruction], pictures if pictures is None or pictures.ndim == 4 else pictures[None])
-        return record(self._sampler(how).iterate(denoiser_of(self.model), batch.to(self.model.device), [seed]))
+        return record(self.sampler_of(how).iterate(denoiser_of(self.model), batch.to(self.model.device), [seed]))
 
-    def _sampler(self, how: Decoding) -> Sampler:
+    def sampler_of(self, how: Decoding) -> Sampler:
+        """What decodes chunks, with the numbers of committed tokens."""
         if self.settings.method == "autoregressive":
             built = sampler(
                 "left_to_right", process_of(self.model), temperature=how.temperature, cache="block", block=1

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,28 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from discdiff.clocks import Clock, Windows
-from discdiff.config import build, checked, from_dict, read_json, to_dict
-from discdiff.denoisers import denoiser_of, process_of
-from discdiff.kernels.valued import VALUE, Valued
+from discdiff.clocks import Windows
+from discdiff.config import build, checked, read_json
+from discdiff.denoisers import denoiser_of
+from discdiff.kernels.valued import VALUE
 from discdiff.layout import Layout, TokenBatch, make_batch
-from discdiff.models import DiscDiffModel
 from discdiff.report.pictures import write_atomically
-from discdiff.sampling import Sampler, sampler
-from discdiff.types import State
-from discdiff.values import CodeValues
-from tasks.common.words import Lexicon, split
+from discdiff.types import Info, State
 from tasks.image.quality import decode, encode
-from tasks.vla.policy import ACTION, SAY, STATE, Decoding, Scale
+from tasks.vla.policy import ACTION, SAY, STATE, ActionPolicy, Decoding, seeds_of
 from tasks.vla.unified_design import FUTURE, IMAGE, PICTURE, Unified, given_of, layout_of
-from tokenizers_vq.action.bins import ActionBins
 from tokenizers_vq.auto import load_tokenizer
-from tokenizers_vq.image import ImageTokenizer, from_bytes, to_bytes
+from tokenizers_vq.image import ImageTokenizer, to_bytes
 
 CACHE = {"paper": "block", "released": "prefix"}  # both exact; blocks also keep a future picture that is finished
-TASK, MODEL, TOKENIZER, PICTURES = "task.json", "model", "tokenizer", "pictures"
+ACTIONS, PICTURES, SETTINGS = "actions", "pictures", "unified.json"
 ROUNDS = Decoding("ud_vla", steps=8)
-_PARTS = ("lexicon", "scale", "unified", "rounds")
 
 
 class Foreseen(NamedTuple):
@@ -47,29 +39,30 @@ class Foreseen(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class UnifiedPolicy:
-    """A trained policy that also foresees: its network, the tokenizers of its chunks and of its pictures, its words, the scale
-    of its states. rounds: how it decodes; of separate decoding `rounds.steps` for each part.
+    """A trained policy that also foresees.
+
+    told: its words, its scale of states, its tokenizer and units of actions, how it decodes, and its network, which by this
+    policy alone would act without seeing; pictures: their tokenizer. Of separate decoding, `told.decoding.steps` are the
+    rounds of each part.
     """
 
-    model: Any
-    tokenizer: ActionBins
+    told: ActionPolicy
     pictures: ImageTokenizer
-    lexicon: Lexicon
-    scale: Scale
     settings: Unified
-    rounds: Decoding = ROUNDS
+
+    @property
+    def model(self) -> Any:
+        """The network."""
+        return self.told.model
+
+    def on(self, model: Any) -> UnifiedPolicy:
+        """The same with another network."""
+        return replace(self, told=replace(self.told, model=model))
 
     @property
     def layout(self) -> Layout:
         """Of its rows."""
-        return layout_of(self.settings, self.tokenizer, self.pictures, self.lexicon)
-
-    @property
-    def values(self) -> CodeValues:
-        """Normalised numbers of the action codes, by dimension."""
-        levels = self.tokenizer.levels
-        same = bool((levels == levels[0]).all())
-        return CodeValues({ACTION: (levels[0] if same else levels).double().tolist()})
+        return layout_of(self.settings, self.told.layout, self.pictures)
 
     def coded(self, pictures: np.ndarray) -> Tensor:
         """Codes (n, slots, depth) of uint8 pictures (n, width, width, 3)."""
@@ -78,38 +71,18 @@ class UnifiedPolicy:
         checked("pictures", given, fits, f"give uint8 (n, {size}, {size}, 3)")
         return encode(self.pictures, channels_first(pictures))[0]
 
-    def rows(
-        self, state: np.ndarray, instruction: Sequence[str], pictures: np.ndarray, decoding: str | None = None
-    ) -> TokenBatch:
-        """Observations as rows with the future picture and the actions masked; in decoding "action" the picture stays so.
-
-        Raises ValueError for other shapes, numbers that are not finite, and instructions that are too long.
+    def rows(self, state: np.ndarray, instruction: Sequence[str], pictures: np.ndarray) -> TokenBatch:
+        """Observations as rows with the future picture and the actions masked. Raises ValueError as `ActionPolicy.rows` does,
+        and for pictures of another kind.
         """
-        seen, n, dim = np.atleast_2d(np.asarray(state, dtype=np.float32)), len(instruction), len(self.scale.middle)
-        checked("instructions", n, n > 0, "at least one")
-        checked("state", seen.shape, seen.shape == (n, dim), f"give ({n}, {dim}): one row per instruction")
-        checked("state", int((~np.isfinite(seen)).sum()), bool(np.isfinite(seen).all()), "give finite numbers")
-        long = [each for each in instruction if len(split(each)) > self.lexicon.length]
-        checked("instruction", long[:1], not long, f"at most {self.lexicon.length} words are read")
-        codes, layout = self.coded(pictures), self._layout(decoding or self.settings.decoding)
+        told, codes, layout = self.told.rows(state, instruction), self.coded(pictures), self.layout
+        n = len(instruction)
         checked("pictures", len(codes), len(codes) == n, f"give {n}: one per instruction")
         tokens = torch.full((n, layout.length), layout.vocab.mask)
-        tokens[:, layout.columns(SAY)] = self.lexicon.ids(instruction)
-        tokens[:, layout.columns(STATE)] = 0
+        for name in (SAY, STATE):
+            tokens[:, layout.columns(name)] = told.tokens[:, self.told.layout.columns(name)]
         tokens[:, layout.columns(PICTURE)] = layout.vocab.to_global(codes, IMAGE).flatten(1)
-        given = given_of(layout).repeat(n, 1)
-        return make_batch(layout, tokens, given=given, features={STATE: self.scale(torch.from_numpy(seen))})
-
-    def _layout(self, decoding: str) -> Layout:
-        """For actions alone the masked future picture is a condition like others, which caches keep; where it sees the actions,
-        as released, it is no condition, and `run` ends before its turn.
-        """
-        self.settings.check(decoding)
-        whole = self.layout
-        if decoding != "action" or self.settings.attention == "released":
-            return whole
-        kept = (dataclasses.replace(s, noised=s.name == ACTION) for s in whole.segments)
-        return dataclasses.replace(whole, segments=tuple(kept))
+        return make_batch(layout, tokens, given=given_of(layout).repeat(n, 1), features=told.features)
 
     @torch.no_grad()
     def predict(
@@ -121,80 +94,69 @@ class UnifiedPolicy:
         seed: int | Sequence[int] = 0,
         decoding: str | None = None,
         rounds: Decoding | None = None,
+        unnorm_key: str | None = None,
     ) -> Foreseen:
         """Actions and the picture after them for states (n, dim), what to do in words and pictures (n, width, width, 3);
-        without n for one instruction that is a string. seed: one, of which row i takes the i-th from it on, or one per row.
+        without n for one instruction that is a string. seed and unnorm_key: as of `ActionPolicy.predict_action`.
         """
         alone = isinstance(instruction, str)
         said = [instruction] if isinstance(instruction, str) else list(instruction)
         picture = np.asarray(picture)
         picture = picture[None] if alone and picture.ndim == 3 else picture
-        seeds = [seed + i for i in range(len(said))] if isinstance(seed, int) else list(seed)
-        checked("seed", len(seeds), len(seeds) == len(said), f"one, or {len(said)}: one per row")
-        decoding = decoding or self.settings.decoding
-        *_, last = self.run(self.rows(state, said, picture, decoding), seeds, decoding, rounds or self.rounds)
-        value = last.memory[VALUE][:, self.layout.columns(ACTION)].unflatten(1, (self.settings.chunk, -1)).cpu()
-        actions = self.tokenizer.normaliser.restore(value.clamp(-1, 1)).float().numpy()
-        future = None if decoding == "action" else self.shown(last.tokens.cpu(), picture)
+        seeds = seeds_of(seed, len(said))
+        units = self.told.normaliser(unnorm_key)
+        *_, (last, _) = self.run(self.rows(state, said, picture), seeds, decoding, rounds)
+        value = last.memory[VALUE][:, self.layout.columns(ACTION)].unflatten(1, (self.told.settings.chunk, -1))
+        actions = units.restore(value.cpu().clamp(-1, 1)).float().numpy()
+        future = self.shown(last.tokens.cpu(), picture) if self.settings.foresees else None
         return Foreseen(actions[0], None if future is None else future[0]) if alone else Foreseen(actions, future)
 
     def shown(self, tokens: Tensor, pictures: np.ndarray) -> np.ndarray:
         """The future pictures (n, width, width, 3) uint8 of rows (n, length) in which `pictures` are seen."""
+        stride, layout = self.pictures.stride, self.layout
+        side = self.settings.width // stride
+        now, ids = (
+            tokens[:, layout.columns(name)].unflatten(1, (-1, self.pictures.depth)) for name in (PICTURE, FUTURE)
+        )
+        made = to_bytes(decode(self.pictures, layout.vocab.to_local(ids, IMAGE), (side, side)))
+        if self.settings.keep:
+            same = (now == ids).all(-1).view(-1, 1, side, side)
+            cells = same.repeat_interleave(stride, 2).repeat_interleave(stride, 3)
+            made = torch.where(cells, channels_first(pictures), made)
+        return made.permute(0, 2, 3, 1).numpy()
 
-        def painted(name: str) -> Tensor:
-            ids = tokens[:, self.layout.columns(name)].unflatten(1, (-1, self.pictures.depth))
-            side = self.settings.width // self.pictures.stride
-            return decode(self.pictures, self.layout.vocab.to_local(ids, IMAGE), (side, side))
-
-        made = painted(FUTURE)
-        if self.settings.detail:
-            made = made + from_bytes(channels_first(pictures)) - painted(PICTURE)
-        return to_bytes(made).permute(0, 2, 3, 1).numpy()
-
-    def run(self, batch: TokenBatch, seeds: Sequence[int], decoding: str, rounds: Decoding) -> Iterator[State]:
-        """The state of `rows` made for a decoding, at the start and after every round."""
-        self.settings.check(decoding)
-        count, whole = rounds.steps * (2 if decoding == "separate" else 1), self.settings.future
-        waits = decoding == "action" and whole and self.settings.attention == "released"
-        turn = {"separate": 0.5, "action": 1 / (count + 1)}.get(decoding, 1.0)
-        first, second = (FUTURE, ACTION) if decoding == "separate" else (ACTION, FUTURE)
-        clock = Windows({first: (1.0, turn), second: (turn, 0.0)}) if decoding == "separate" or waits else None
-        run = self._sampler(rounds, count + waits, clock)
-        states = run.iterate(denoiser_of(self.model), batch.to(self.model.device), list(seeds))
-        return (state for state, _ in islice(states, count + 1))
-
-    def _sampler(self, rounds: Decoding, steps: int, clock: Clock | None) -> Sampler:
-        knobs = {"temperature": rounds.temperature, "cache": CACHE[self.settings.attention], **rounds.knobs}
-        built = sampler(rounds.sampler, process_of(self.model), steps=steps, **knobs)
-        valued = Valued(built.kernel, self.values, rounds.read, rounds.window, rounds.nearest)
-        return dataclasses.replace(built, kernel=valued, clock=clock or built.clock)
+    def run(
+        self, batch: TokenBatch, seeds: Sequence[int], decoding: str | None = None, rounds: Decoding | None = None
+    ) -> Iterator[tuple[State, Info]]:
+        """The states of `rows` at the start and after every round, and what each round cost."""
+        known, decoding = self.settings.decodings, decoding or self.settings.decoding
+        checked("decoding", decoding, decoding in known, f"this policy is decoded by {' or '.join(map(repr, known))}")
+        how, clock = rounds or self.told.decoding, None
+        if decoding == "separate":
+            how, clock = replace(how, steps=2 * how.steps), Windows({FUTURE: (1.0, 0.5), ACTION: (0.5, 0.0)})
+        how = replace(how, knobs={"cache": CACHE[self.settings.attention], **how.knobs})
+        built = self.told.sampler_of(how)
+        built = replace(built, clock=clock or built.clock)
+        return built.iterate(denoiser_of(self.model), batch.to(self.model.device), list(seeds))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """model/, tokenizer/ (of actions), pictures/ (their tokenizer) and task.json."""
+        """actions/, as `ActionPolicy` writes it, pictures/, their tokenizer, and unified.json."""
         folder = Path(folder)
-        self.model.save_pretrained(folder / MODEL)
-        self.tokenizer.save_pretrained(folder / TOKENIZER)
+        self.told.save_pretrained(folder / ACTIONS)
         self.pictures.save_pretrained(folder / PICTURES)
-        parts = (self.lexicon, self.scale, self.settings)
-        stored = {name: to_dict(part) for name, part in zip(_PARTS, parts, strict=False)}
-        stored["rounds"] = dataclasses.asdict(self.rounds) | {"knobs": dict(self.rounds.knobs)}
-        write_atomically(folder / TASK, (json.dumps(stored, indent=2) + "\n").encode("utf-8"))
+        text = json.dumps(vars(self.settings), indent=2) + "\n"
+        write_atomically(folder / SETTINGS, text.encode("utf-8"))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> UnifiedPolicy:
         """Raises ValueError for a folder that holds no such policy."""
         folder = Path(folder)
-        stored = read_json(folder / TASK) if (folder / TASK).is_file() else {}
-        held = all(name in stored for name in _PARTS)
+        held = (folder / SETTINGS).is_file()
         checked("folder", str(folder), held, "no unified policy there: unified_learning.fit writes one")
-        kinds: dict[str, Any] = {"Lexicon": Lexicon, "Scale": Scale, "Unified": Unified}
-        lexicon, scale, settings = (from_dict(stored[name], kinds) for name in _PARTS[:3])
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = DiscDiffModel.from_pretrained(folder / MODEL).to(device).eval()
-        actions, pictures = load_tokenizer(folder / TOKENIZER), load_tokenizer(folder / PICTURES)
-        return cls(model, actions, pictures, lexicon, scale, settings, build(Decoding, stored["rounds"]))
+        settings = build(Unified, read_json(folder / SETTINGS))
+        return cls(ActionPolicy.from_pretrained(folder / ACTIONS), load_tokenizer(folder / PICTURES), settings)
 
 
 def channels_first(pictures: np.ndarray) -> Tensor:
     """(n, height, width, channels) as (n, channels, height, width)."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2)

@@ -23,6 +23,17 @@ from tasks.vla.unified_design import FUTURE, IMAGE, PICTURE
 from tokenizers_vq.image import ImageTokenizer, ImageTokenizerConfig, from_bytes
 
 
+class Looked(NamedTuple):
+    """What a policy foresees at some frames of demonstrations, the pictures seen there and the true ones after the chunk, both
+    (n, width, width, 3) uint8, and what the demonstrations do there (n, chunk, dim).
+    """
+
+    made: Foreseen
+    seen: np.ndarray
+    true: np.ndarray
+    done: np.ndarray
+
+
 class Errors(NamedTuple):
     """Root mean square errors of pictures after a chunk, as shares of the range: of those predicted, of the last one seen, and
     of the true ones behind their codes, which is what the codes allow.
@@ -62,7 +73,14 @@ def fit_pictures(
     """A tokenizer of the demonstrations' pictures, 8 x 8 codes of 64 x 64 unless `config` (of `ImageTokenizerConfig`) has other
     strides; checkpoints in FOLDER_training.
     """
-    shape = {"width": 32, "blocks": 1, "strides": (2, 2, 2), "code_dim": 16, "codebook_size": 256} | config
+    shape = {
+        "width": 32,
+        "blocks": 1,
+        "strides": (2, 2, 2),
+        "code_dim": 16,
+        "codebook_size": 256,
+        "pixel": "l2",
+    } | config
     seen = channels_first(np.concatenate([seen_by(each) for each in episodes]))
     tokenizer = build(ImageTokenizerConfig(**shape), training.seed)
     fitted: ImageTokenizer = fit(tokenizer, Reconstruction(), training, Items(seen), folder, resume=resume)
@@ -72,34 +90,31 @@ def fit_pictures(
 def foreseen(
     policy: UnifiedPolicy, episodes: Iterable[Episode], *, every: int = 0, seed: int = 0, decoding: str | None = None,
     rounds: Decoding | None = None, batch: int = 32,
-) -> tuple[Foreseen, np.ndarray, np.ndarray]:  # fmt: skip
-    """What the policy foresees at every `every`-th frame of each episode (0: a chunk's length), the pictures that were seen
-    there, and the true ones after the chunk, both uint8.
-    """
-    shown, chunk = list(episodes), policy.settings.chunk
-    cut, seen = windows(shown, chunk), np.concatenate([seen_by(each) for each in shown])
-    now, after = moments(shown, chunk)
-    chosen = (cut.frame % (every or chunk) == 0).nonzero()[:, 0]
-    state = cut.state[:, : policy.settings.proprio or None].numpy()
+) -> Looked:  # fmt: skip
+    """What the policy foresees at every `every`-th frame of each episode (0: a chunk's length), `batch` frames at a time."""
+    shown, settings = list(episodes), policy.told.settings
+    cut, seen = windows(shown, settings.chunk), np.concatenate([seen_by(each) for each in shown])
+    now, after = (
+        frames.numpy() for frames in moments(shown, settings.chunk)
+    )  # an index of numpy's, also where it is one
+    chosen = np.flatnonzero(cut.frame % (every or settings.chunk) == 0)
+    state = cut.state[:, : settings.proprio or None].numpy()
     made = []
-    for some in chosen.split(batch):
+    for some in np.split(chosen, range(batch, len(chosen), batch)):
         said = [cut.task[i] for i in some.tolist()]
-        seeds = (seed + some).tolist()
         args = (state[some], said, seen[now[some]])
-        made.append(policy.predict(*args, seed=seeds, decoding=decoding, rounds=rounds))
-    actions = np.concatenate([each.actions for each in made])
-    future = None if made[0].future is None else np.concatenate([each.future for each in made])  # type: ignore[misc]
-    return Foreseen(actions, future), seen[now[chosen]], seen[after[chosen]]
+        made.append(policy.predict(*args, seed=(seed + some).tolist(), decoding=decoding, rounds=rounds))
+    future = [each.future for each in made if each.future is not None]
+    whole = Foreseen(np.concatenate([each.actions for each in made]), np.concatenate(future) if future else None)
+    return Looked(whole, seen[now[chosen]], seen[after[chosen]], cut.actions.numpy()[chosen])
 
 
-def errors(policy: UnifiedPolicy, found: Foreseen, seen: np.ndarray, true: np.ndarray) -> Errors:
+def errors(policy: UnifiedPolicy, found: Looked) -> Errors:
     """Of what `foreseen` gave. Raises ValueError where no future picture was made."""
-    checked("future", found.future is None, found.future is not None, "decode it jointly or separately")
-    wanted = channels_first(true)
-    pairs = (from_bytes(channels_first(x)) for x in (found.future, seen) if x is not None)
-    predicted, copied = (error(wanted, x) for x in pairs)
-    tokens = torch.full((len(true), policy.layout.length), policy.layout.vocab.mask)
-    for name, x in ((FUTURE, true), (PICTURE, seen)):
-        ids = policy.layout.vocab.to_global(policy.coded(x), IMAGE).flatten(1)
-        tokens[:, policy.layout.columns(name)] = ids
-    return Errors(predicted, copied, error(wanted, from_bytes(channels_first(policy.shown(tokens, seen)))))
+    made = found.made.future
+    checked("future", made, made is not None, "this policy makes none")
+    wanted, tokens = channels_first(found.true), torch.zeros(len(found.true), policy.layout.length, dtype=torch.int64)
+    for name, x in ((FUTURE, found.true), (PICTURE, found.seen)):
+        tokens[:, policy.layout.columns(name)] = policy.layout.vocab.to_global(policy.coded(x), IMAGE).flatten(1)
+    compared = (made, found.seen, policy.shown(tokens, found.seen))
+    return Errors(*(error(wanted, from_bytes(channels_first(x))) for x in compared if x is not None))
