@@ -50,7 +50,7 @@ LED: dict[str, dict[str, dict[str, Any]]] = {  # by method; drawn several times
                 "guided_from": start,
                 "guided_to": 0.2,
             }
-            for g, start, shown in ((2.0, 0.4, ".4"), (3.0, 0.4, ".4"), (2.0, 0.6, ".6"))
+            for g, start, shown in ((2.0, 0.4, ".4"), (2.0, 0.6, ".6"), (2.5, 0.6, ".6"))
         },
     },
     "autoregressive": {"": {}},
