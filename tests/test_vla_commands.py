@@ -19,8 +19,13 @@ from tasks.vla.metaworld import EASY10, MULTIMODAL
 from tasks.vla.policy_settings import named
 from tasks.vla.rendering import Undrawable
 
-disable_progress_bar()  # as the command has it: an error is then the only line
 TINY = "--hidden_size 16 --num_layers 1 --num_heads 2 --chunk 4 --codebook_size 16 --batch_size 16 --warmup 1 --progress false"
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """As the command has it, whatever ran before: an error is then the only line."""
+    disable_progress_bar()
 
 
 def run(command, argv, capsys, **given):

@@ -16,7 +16,11 @@ from tasks.vla import serve
 from tasks.vla.__main__ import MAIN
 from tasks.vla.commands import RECIPE
 
-disable_progress_bar()  # as the command has it: an error is then the only line
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """As the command has it, whatever ran before: an error is then the only line."""
+    disable_progress_bar()
 
 
 def png(size):
