@@ -87,7 +87,7 @@ def test_guidance_at_some_times_only():
         limited.timed(own)
     for wrong, match in (
         ({"guided_from": 0.5}, "no guidance"), ({"guidance": 2.0, "guided_from": 0.2, "guided_to": 0.4}, "second lower"),
-        ({"autoguidance": float("nan")}, "autoguidance"),
+        ({"autoguidance": float("nan")}, "autoguidance"), ({"weaker": "runs/weak"}, "weaker is 'runs/weak': give a network"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=match):
             sampler("ancestral", **wrong)

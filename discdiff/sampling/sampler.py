@@ -82,6 +82,8 @@ class Common:
         checked("guided_from, guided_to", times, 0 <= times[1] < times[0] <= 1, "times in [0, 1], the second lower")
         used = times == (1, 0) or self.guidance != 1
         checked("guided_from, guided_to", times, used, "there is no guidance: give its scale, too")
+        known = self.weaker is None or hasattr(self.weaker, "start") or hasattr(self.weaker, "config")
+        checked("weaker", self.weaker, known, "give a network or a denoiser, which only Python can")
         checked("autoguidance", self.autoguidance, math.isfinite(self.autoguidance), "a finite scale, 1 for none")
         checked("cache", self.cache, self.cache in CACHES, f"choose from {', '.join(CACHES)}")
 
