@@ -64,7 +64,7 @@ def test_networks_with_caches_of_their_own(scale):
     plain, _ = sampler("confidence", **knobs)(ModelDenoiser(MODEL), batch, 3)
     kept, info = sampler("confidence", cache="prefix", **knobs)(ModelDenoiser(MODEL), batch, 3)
     assert torch.equal(plain.tokens, kept.tokens) and info.nfe == 6 * (2 if scale == 1 else 4)
-    alone, _ = sampler("confidence", **{**knobs, "weaker": None})(ModelDenoiser(MODEL), batch, 3)
+    alone, _ = sampler("confidence", steps=6, guidance=scale)(ModelDenoiser(MODEL), batch, 3)
     assert not torch.equal(alone.tokens, plain.tokens)
     by_hand = Autoguided(PrefixCached(ModelDenoiser(MODEL)), PrefixCached(ModelDenoiser(weak)), 1.7)
     if scale == 1:
@@ -87,7 +87,8 @@ def test_guidance_at_some_times_only():
         limited.timed(own)
     for wrong, match in (
         ({"guided_from": 0.5}, "no guidance"), ({"guidance": 2.0, "guided_from": 0.2, "guided_to": 0.4}, "second lower"),
-        ({"autoguidance": float("nan")}, "autoguidance"), ({"weaker": "runs/weak"}, "weaker is 'runs/weak': give a network"),
+        ({"autoguidance": float("nan")}, "autoguidance"), ({"autoguidance": 3.0}, "no weaker network"),
+        ({"weaker": "runs/weak"}, "weaker is 'runs/weak': give a network"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=match):
             sampler("ancestral", **wrong)

@@ -85,6 +85,8 @@ class Common:
         known = self.weaker is None or hasattr(self.weaker, "start") or hasattr(self.weaker, "config")
         checked("weaker", self.weaker, known, "give a network or a denoiser, which only Python can")
         checked("autoguidance", self.autoguidance, math.isfinite(self.autoguidance), "a finite scale, 1 for none")
+        led = self.weaker is not None or self.autoguidance == 2.0
+        checked("autoguidance", self.autoguidance, led, "there is no weaker network: give it, too")
         checked("cache", self.cache, self.cache in CACHES, f"choose from {', '.join(CACHES)}")
 
     def around(self, kernel: Kernel) -> Kernel:
