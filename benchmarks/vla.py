@@ -3,6 +3,7 @@ and flow matching, all of one trunk, data order and budget of processor seconds.
 
     MUJOCO_GL=osmesa python -m benchmarks.vla --track easy10,hard10 --seeds 0,1,2 --seconds 200
     python -m benchmarks.vla --track easy10 --part table     # of what there is, without a simulator
+    MUJOCO_GL=osmesa python -m benchmarks.vla --track image10 --seconds 600 --out runs/vla_image    # of pictures
 
 Tracks, methods and decoders are those of `benchmarks.vla_tracks`. In `out`: data/TRACK, the demonstrations as LeRobot data
 sets; policies/TRACK/METHOD_SEED, what was trained; cells/TRACK/METHOD_SEED/DECODER.json, every episode of an evaluation. What
@@ -17,19 +18,19 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.results import reached, record, same_run
-from benchmarks.vla_table import Cell, Cells, goals, table, written
-from benchmarks.vla_tracks import METHODS, SENTENCE, SWAPPED, TRACKS, Swapped, kinds_of
+from benchmarks.results import same_run
+from benchmarks.vla_table import Cell, Cells, tabled, written
+from benchmarks.vla_tracks import METHODS, SENTENCE, SWAPPED, TRACKS, Swapped, decoders_of, kinds_of
 from discdiff.cli import guarded, parse
 from discdiff.config import checked, read_json
 from discdiff.training import DiffusionTrainer, TrainingSettings
@@ -38,7 +39,7 @@ from tasks.vla.episodes import Episode
 from tasks.vla.learning import Loss, Rows, fit, objective_of, untrained
 from tasks.vla.lerobot import open_dataset, write
 from tasks.vla.metaworld import CAP, RATE, Environment, make
-from tasks.vla.policy import TASK, ActionPolicy, Decoding, Policy
+from tasks.vla.policy import TASK, ActionPolicy, Decoding
 from tasks.vla.rollout import Observations, evaluate
 from tasks.vla.sentences import said
 
@@ -52,12 +53,15 @@ TIMED = 10  # single calls
 
 @dataclass(frozen=True)
 class Run:
-    """seconds: processor seconds of each training, by which its steps are chosen; demonstrations: of each task, 0 for the
+    """track: by default all but those of pictures, which ask for more seconds; methods: those of them that a track has;
+    seconds: processor seconds of each training, by which its steps are chosen; demonstrations: of each task, 0 for the
     track's own; episodes: of each task that are evaluated, development: on which decoders are chosen; full: episodes of
     500 steps, not of 300; save: keep the figures in docs/results.
     """
 
-    track: tuple[str, ...] = tuple(TRACKS)
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"part": PARTS, "track": tuple(TRACKS), "methods": METHODS}
+
+    track: tuple[str, ...] = tuple(name for name, of in TRACKS.items() if not of.policy.picture)
     methods: tuple[str, ...] = METHODS
     seeds: tuple[int, ...] = (0, 1, 2)
     seconds: float = 200.0
@@ -72,9 +76,8 @@ class Run:
     save: bool = True
 
     def __post_init__(self) -> None:
-        checked("part", self.part, self.part in PARTS, f"choose from {', '.join(PARTS)}")
-        for name, known in (("track", TRACKS), ("methods", METHODS)):
-            given = getattr(self, name)
+        for name, known in self.choices.items():
+            given = (self.part,) if name == "part" else getattr(self, name)
             ok = 0 < len(set(given)) == len(given) and set(given) <= set(known)
             checked(name, ",".join(given), ok, f"choose from {', '.join(known)}, each once")
         checked("seeds", self.seeds, 0 < len(set(self.seeds)) == len(self.seeds), "at least one, none twice")
@@ -87,12 +90,18 @@ class Run:
 class Bench:
     """Data, policies and cells in a folder. collect, make: as in `tasks.vla`, for other worlds."""
 
+    last, pace = TASK, "pace.json"  # what a trained policy's folder has at the end, and where a track's paces are
+
     def __init__(
         self, run: Run, make: Callable[[str], Environment] = make, collect: Callable[..., Any] = collect.record
     ) -> None:
         self.run, self.folder, self.make, self.collect = run, Path(run.out), make, collect
         same_run(self.folder, asdict(run), FREE)
         self.cells = Cells(self.folder / "cells", run.episodes, run.development, CAP if run.full else QUICK)
+
+    def methods(self, track: str) -> list[str]:
+        """Those of the run that the track has."""
+        return [method for method in self.run.methods if method in decoders_of(track)]
 
     def demonstrations(self, track: str) -> list[Episode]:
         """Of all tasks in turn, recorded where they are not there."""
@@ -103,7 +112,8 @@ class Bench:
         if not folder.is_dir():
             start = time.process_time()
             say = partial(print, f"{source}:", flush=True)
-            record = partial(self.collect, seed=1000, instruction=of.trained, say=say)
+            size: dict[str, Any] = {"pictures": True, "size": of.policy.picture} if of.policy.picture else {}
+            record = partial(self.collect, seed=1000, instruction=of.trained, say=say, **size)
             write(folder, (each for task in of.tasks for each in record(task, stored)), RATE, robot_type="sawyer")
             say(f"{len(of.tasks)} x {stored} demonstrations, {time.process_time() - start:.0f} processor s")
         data, remedy = open_dataset(folder), f"{str(folder)!r} is of another track: remove it"
@@ -118,25 +128,30 @@ class Bench:
         """
         folder = self.folder / "policies" / track / f"{method}_{seed}"
         note = folder.with_name(f"{folder.name}.json")
-        if not (note.is_file() and (folder / TASK).is_file()):
+        if not (note.is_file() and (folder / self.last).is_file()):
             remedy = "it is not trained: --part train"
             checked("policy", str(folder), self.run.part in ("all", "train"), remedy)
             self._train(track, method, seed, shown(), folder, note)
-        policy = ActionPolicy.from_pretrained(folder)
-        policy.model.to("cpu")
-        return policy, read_json(note)
+        return self._load(folder), read_json(note)
 
     def _train(self, track: str, method: str, seed: int, shown: list[Episode], folder: Path, note: Path) -> None:
         pace = self.paces(track, shown)[method]
         steps = max(1, round(self.run.seconds / pace))
-        settings, loss = self._settings(seed, steps), HARD if method == "masked_plain" else Loss()
         start = time.process_time()
-        fit(_untrained(method, shown, seed), shown, settings, folder, loss, resume="auto")
+        whole = self._fit(track, method, seed, shown, steps, folder)
         seconds = time.process_time() - start
-        log = (folder.with_name(f"{folder.name}_training") / "metrics.jsonl").read_text(encoding="utf-8")
-        found = {"steps": steps, "seconds per step": pace, "seconds": None if "resumed" in log else seconds}
-        written(note, found)
+        written(note, {"steps": steps, "seconds per step": pace, "seconds": seconds if whole else None})
         print(f"{track}, {method}, seed {seed}: {steps} steps in {seconds:.0f} processor s", flush=True)
+
+    def _fit(self, track: str, method: str, seed: int, shown: list[Episode], steps: int, folder: Path) -> bool:
+        """Train a policy into its folder; whether in one go."""
+        fit(_untrained(track, method, shown, seed), shown, self._settings(seed, steps), folder, _loss(method), "auto")
+        return "resumed" not in (folder.with_name(f"{folder.name}_training") / "metrics.jsonl").read_text("utf-8")
+
+    def _load(self, folder: Path) -> Any:
+        policy = ActionPolicy.from_pretrained(folder)
+        policy.model.to("cpu")
+        return policy
 
     def _settings(self, seed: int, steps: int, save: int = 4) -> TrainingSettings:
         return TrainingSettings(
@@ -149,28 +164,33 @@ class Bench:
         """Processor seconds of a step by method, the median over throw-away trainings of all methods in turn, so that another
         load of the machine while one of them was measured gives it no other budget.
         """
-        note = self.folder / "policies" / track / "pace.json"
+        note = self.folder / "policies" / track / self.pace
         held: dict[str, float] = read_json(note) if note.is_file() else {}
-        methods = [method for method in self.run.methods if method not in held]
-        built = {}
-        for method in methods:
-            policy = _untrained(method, shown, 0)
-            goal = objective_of(policy, HARD if method == "masked_plain" else Loss())
-            built[method] = policy, goal, Rows(policy, policy.layout, shown)
+        methods = [method for method in self.methods(track) if method not in held]
+        timed = {method: self._timed(track, method, shown) for method in methods}
         found: dict[str, list[float]] = {method: [] for method in methods}
         for method in methods * ROUNDS:
-            policy, goal, rows = built[method]
+            found[method] += np.diff(timed[method]())[SKIPPED:].tolist()
+        held |= {method: float(np.median(each)) for method, each in found.items()}
+        written(note, held)
+        return held
+
+    def _timed(self, track: str, method: str, shown: list[Episode]) -> Callable[[], list[float]]:
+        """A throw-away training, which gives the processor time after each of its steps."""
+        policy = _untrained(track, method, shown, 0)
+        goal, rows = objective_of(policy, _loss(method)), Rows(policy, policy.layout, shown)
+
+        def run() -> list[float]:
             clock, model, brief = _Clock(), deepcopy(policy.model).train(), self._settings(0, PACED, 1)
             with tempfile.TemporaryDirectory() as spare:
                 where: dict[str, Any] = {"output_dir": spare, "callbacks": [clock]}
                 trainer = DiffusionTrainer(model, brief, goal, policy.layout, rows, **where)
                 trainer.train()
-                if trainer.stopped_by == "signal":
-                    raise KeyboardInterrupt
-            found[method] += np.diff(clock.at)[SKIPPED:].tolist()
-        held |= {method: float(np.median(each)) for method, each in found.items()}
-        written(note, held)
-        return held
+            if trainer.stopped_by == "signal":
+                raise KeyboardInterrupt
+            return clock.at
+
+        return run
 
     def cell(self, policy: Any, training: dict[str, Any], weights: str, cell: Cell) -> dict[str, Any]:
         """An evaluation, taken as it is where an earlier run left it of the same weights."""
@@ -187,15 +207,15 @@ class Bench:
             for seed in seeds:
                 policy.lexicon.check(sentence(task, seed))
         start = time.process_time()
-        asked = partial(_asked, policy, cell.how)
-        rollouts = evaluate(asked, tasks, seeds, cap=self.cells.cap, instruction=sentence, make=make)
+        asked, size = partial(_asked, policy, cell.how), TRACKS[cell.track].policy.picture
+        rollouts = evaluate(asked, tasks, seeds, cap=self.cells.cap, size=size, instruction=sentence, make=make)
         seconds = time.process_time() - start
         episodes = [
             {part: getattr(r, part) for part in ("task", "seed", "success", "length", "calls")} for r in rollouts
         ]
         for episode in episodes if cell.kind == SWAPPED else ():
             episode["unasked"] = unasked.get((episode["task"], episode["seed"]), False)
-        found = {"weights": weights, "training": training, "milliseconds": _latency(policy, cell.how, tasks[0])}
+        found = {"weights": weights, "training": training, "milliseconds": _latency(policy, cell.how, tasks[0], size)}
         self.cells.write(cell, {**found, "seconds": seconds, "episodes": episodes})
         mean = np.mean([r.success for r in rollouts])
         where = f"{cell.track}, {cell.method}, seed {cell.seed}, {cell.decoder}, {cell.kind}"
@@ -213,11 +233,11 @@ class Bench:
         if self.run.part in ("all", "data"):
             shown()
         for seed in self.run.seeds if self.run.part != "data" else ():
-            for method in self.run.methods:
+            for method in self.methods(track):
                 policy, training = self.policy(track, method, seed, shown)
                 weights = b"".join(x.detach().cpu().numpy().tobytes() for x in policy.model.state_dict().values())
                 digest = hashlib.sha256(weights).hexdigest()
-                for name in TRACKS[track].decoders[method] if self.run.part != "train" else ():
+                for name in decoders_of(track)[method] if self.run.part != "train" else ():
                     for kind in kinds_of(track, method):
                         self.cell(policy, training, digest, Cell(track, method, seed, name, kind))
 
@@ -232,47 +252,30 @@ class _Clock(TrainerCallback):
         self.at.append(time.process_time())
 
 
-def _untrained(method: str, shown: list[Episode], seed: int) -> ActionPolicy:
-    return untrained(Policy(method="masked" if method == "masked_plain" else method), shown, seed)
+def _untrained(track: str, method: str, shown: list[Episode], seed: int) -> ActionPolicy:
+    named = "masked" if method == "masked_plain" else method
+    return untrained(replace(TRACKS[track].policy, method=named), shown, seed)
+
+
+def _loss(method: str) -> Loss:
+    return HARD if method == "masked_plain" else Loss()
 
 
 def _asked(policy: Any, how: Decoding, shown: Observations) -> np.ndarray:
     seeds = [(CAP + 1) * seed + call for seed, call in zip(shown.seed, shown.call, strict=True)]
-    return np.asarray(policy.predict_action(shown.state, shown.instruction, seed=seeds, decoding=how))
+    state = shown.state[:, : len(policy.scale.middle)]  # what it is told of it
+    return np.asarray(policy.predict_action(state, shown.instruction, shown.pictures, seed=seeds, decoding=how))
 
 
-def _latency(policy: Any, how: Decoding, task: str) -> float:
+def _latency(policy: Any, how: Decoding, task: str, size: int) -> float:
     """Processor milliseconds of a call for one row, the median."""
     state, spent = np.asarray(policy.scale.middle, np.float32), []
+    picture = np.zeros((size, size, 3), np.uint8) if size else None
     for _ in range(TIMED):
         start = time.process_time()
-        policy.predict_action(state, said(task), decoding=how)
+        policy.predict_action(state, said(task), picture, decoding=how)
         spent.append(1000 * (time.process_time() - start))
     return float(np.median(spent))
-
-
-def tabled(bench: Bench, track: str) -> None:
-    """Print the table and the goals of a track, and record them; nothing is recorded where no cell is there."""
-    run, of = bench.run, TRACKS[track]
-    figures = [*table(bench.cells, track, run.seeds), *goals(bench.cells, track, run.seeds)]
-    lines: dict[str, list[str]] = {}
-    for row in figures:
-        of_what, part = row["figure"].rpartition(": ")[::2]
-        value, goal = row["value"], row.get("goal")
-        verdict = "" if goal is None or value is None else ", reached" if reached(value, goal) else ", missed"
-        shown = "missing" if value is None else f"{value:.4g} {row['unit']}".rstrip()
-        lines.setdefault(of_what, []).append(f"{part} {shown}" + (f" ({goal}{verdict})" if goal else ""))
-    for of_what, parts in lines.items():
-        print(f"{track}: {of_what}: {', '.join(parts)}".replace(" : ", " "))
-    known = [row for row in figures if row["value"] is not None]
-    if run.save and len(known) > 1:
-        count = run.demonstrations or of.demonstrations
-        data = (
-            f"Meta-World {track}: {len(of.tasks)} tasks x {count} demonstrations, {run.episodes} episodes of at most "
-            f"{bench.cells.cap} steps per task and training, {run.seconds:g} processor s each; intervals of 95 % by bootstrap; "
-            f"decoders chosen on {run.development} other episodes per task"
-        )
-        record(f"vla_{track}", known, data=data, seeds=run.seeds)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -282,7 +285,7 @@ def main(argv: Sequence[str]) -> None:
         if run.part != "table":
             bench.track(track)
         if run.part in ("all", "table"):
-            tabled(bench, track)
+            tabled(bench.cells, run, track)
 
 
 if __name__ == "__main__":

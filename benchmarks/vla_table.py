@@ -1,6 +1,7 @@
 """The cells that `benchmarks.vla` keeps, and the table and the goals that follow from them.
 
-Which decoder stands for a method in a comparison is chosen by its success on development seeds, never on those evaluated.
+Which decoder stands for a method in a comparison is chosen by its success on development seeds, never on those evaluated. The
+peers of `benchmarks.vla_peers` are listed where one of their cells is there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import vla_tracks
-from benchmarks.vla_tracks import DEVELOPMENT, EVALUATION, FIRST, METHODS, SWAPPED, TRACKS
+from benchmarks.results import reached, record
+from benchmarks.vla_tracks import DEVELOPMENT, EVALUATION, FIRST, PEERS, SWAPPED, TRACKS, decoders_of
 from tasks.vla.intervals import Interval, difference, interval
 from tasks.vla.policy import Decoding
 
@@ -36,7 +38,7 @@ class Cell:
     @property
     def how(self) -> Decoding:
         """Its decoding."""
-        return TRACKS[self.track].decoders[self.method][self.decoder]
+        return decoders_of(self.track)[self.method][self.decoder]
 
     @property
     def file(self) -> Path:
@@ -97,13 +99,28 @@ class Cells:
         """The decoder, among those of so many steps, of most success on development seeds, the first of equals; of one alone
         that one; None where a cell is missing.
         """
-        seeds, each = list(seeds), TRACKS[track].decoders[method]
+        seeds, each = list(seeds), decoders_of(track)[method]
         choices = [(method, name) for name, how in each.items() if how.steps in steps]
         if len(choices) == 1:
             return choices[0]
-        found = [self.success(track, choice, seeds, DEVELOPMENT) for choice in choices]
+        return self.best(track, choices, seeds, DEVELOPMENT)
+
+    def best(
+        self, track: str, choices: Sequence[Choice | None], seeds: Iterable[int], kind: str = EVALUATION
+    ) -> Choice | None:
+        """The choice of most success, the first of equals; None where a cell of any of them is missing."""
+        seeds = list(seeds)
+        found = [self.success(track, choice, seeds, kind) for choice in choices]
         means = [None if x is None else float(np.mean(list(x.values()))) for x in found]
         return None if None in means else choices[means.index(max(means))]  # type: ignore[type-var]
+
+    def methods(self, track: str, seeds: Iterable[int]) -> dict[str, Mapping[str, Decoding]]:
+        """The decoders of each method of a track, and of those peers of which a cell is there."""
+        every, seeds = decoders_of(track), list(seeds)
+        there = {
+            m for m in PEERS.keys() & every for s in seeds if any(self.read(Cell(track, m, s, n)) for n in every[m])
+        }
+        return {method: each for method, each in every.items() if method not in PEERS or method in there}
 
 
 def written(file: Path, data: Any) -> None:
@@ -118,7 +135,7 @@ def table(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]
     """Figures of every decoder, None where a cell is missing."""
     rows: list[dict[str, Any]] = []
     of = TRACKS[track]
-    for method, each in of.decoders.items():
+    for method, each in cells.methods(track, seeds).items():
         trained: Any = None
         for name in each:
             found, success = cells.all(track, (method, name), seeds), cells.success(track, (method, name), seeds)
@@ -160,12 +177,15 @@ def goals(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]
     """
     rows: list[dict[str, Any]] = []
     plain, least = track in vla_tracks.UNIMODAL, TRACKS[track].least
-    best = {method: cells.chosen(track, method, seeds) for method in METHODS}
+    methods = cells.methods(track, seeds)
+    best = {method: cells.chosen(track, method, seeds) for method in methods}
 
-    def against(title: str, first: Choice | None, second: Choice | None, mean: str = "", low: str = "") -> None:
+    def against(
+        title: str, first: Choice | None, second: Choice | None, mean: str = "", low: str = "", high: str = ""
+    ) -> None:
         one, two = (cells.success(track, choice, seeds) for choice in (first, second))
         found = Interval(np.nan, np.nan, np.nan) if one is None or two is None else difference(one, two)
-        parts = (("difference", found.mean, mean), ("lower bound", found.low, low), ("upper bound", found.high, ""))
+        parts = (("difference", found.mean, mean), ("lower bound", found.low, low), ("upper bound", found.high, high))
         named = f"{title}: {_named(first)} against {_named(second)}"
         rows.extend(_row(f"{named}: {part}", value, "points", goal) for part, value, goal in parts)
 
@@ -174,27 +194,63 @@ def goals(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]
     rows.append(_row(f"chosen, {_named(best['masked'])}: success", mean, "%", f">= {least:g}" if least else ""))
     for method, read in (("masked", "expectation"), ("masked", "argmax")):
         many, one = f"16 steps, {read}", f"1 step, {read}"
-        if {many, one} <= TRACKS[track].decoders[method].keys():
+        if {many, one} <= methods[method].keys():
             asked = ">= -2" if plain and (method, read) == ("masked", "expectation") else ""
             against("more steps", (method, many), (method, one), low=asked)
     for peer in ("parallel", "flow"):
         apart = track == "multimodal" and peer == "parallel"
-        low = ">= -3" if plain else "> 0" if apart else ""
+        near = plain or (track, peer) == ("image10", "parallel")
+        low = ">= -3" if near else "> 0" if apart else ""
         against(f"peer {peer}", best["masked"], best[peer], ">= 10" if apart else "", low)
     left = ("autoregressive", ">= 5" if plain else "", "> 0" if plain else "")
     against("peer autoregressive", best["masked"], best[left[0]], *left[1:])
-    against("hard labels", best["masked"], best["masked_plain"])
+    for peer in (method for method in methods if method in PEERS):
+        against(f"peer {peer}", best["masked"], best[peer])
+    if track == "easy10":  # the best of those evaluated: what choosing it there gives is the peer's
+        others = [best[method] for method in methods if not method.startswith("masked")]
+        against("best peer", best["masked"], cells.best(track, others, seeds), high=">= -3")
+    if "masked_plain" in methods:
+        against("hard labels", best["masked"], best["masked_plain"])
     if track == "multimodal":
         more, once = (cells.chosen(track, "masked", seeds, steps) for steps in (range(2, 1000), range(1, 2)))
         against("more steps than one", more, once, low="> 0")
     missing = sum(
         cells.read(Cell(track, method, seed, name, kind)) is None
-        for method, each in TRACKS[track].decoders.items()
+        for method, each in methods.items()
         for name in each
         for seed in seeds
         for kind in vla_tracks.kinds_of(track, method)
     )
     return [*rows, _row("cells missing", missing, "", "== 0")]
+
+
+def tabled(cells: Cells, run: Any, track: str) -> None:
+    """Print the table and the goals of a track, and record them; nothing is recorded where no cell is there.
+    run: of `benchmarks.vla`.
+    """
+    of = TRACKS[track]
+    figures = [*table(cells, track, run.seeds), *goals(cells, track, run.seeds)]
+    lines: dict[str, list[str]] = {}
+    for row in figures:
+        of_what, part = row["figure"].rpartition(": ")[::2]
+        value, goal = row["value"], row.get("goal")
+        verdict = "" if goal is None or value is None else ", reached" if reached(value, goal) else ", missed"
+        shown = "missing" if value is None else f"{value:.4g} {row['unit']}".rstrip()
+        lines.setdefault(of_what, []).append(f"{part} {shown}" + (f" ({goal}{verdict})" if goal else ""))
+    for of_what, parts in lines.items():
+        print(f"{track}: {of_what}: {', '.join(parts)}".replace(" : ", " "))
+    known = [row for row in figures if row["value"] is not None]
+    if run.save and len(known) > 1:
+        count, told = run.demonstrations or of.demonstrations, of.policy
+        seen = (
+            f" told by pictures of {told.picture} x {told.picture} and {told.proprio} numbers" if told.picture else ""
+        )
+        data = (
+            f"Meta-World {track}: {len(of.tasks)} tasks x {count} demonstrations{seen}, {run.episodes} episodes of at most "
+            f"{cells.cap} steps per task and training, {run.seconds:g} processor s each; intervals of 95 % by bootstrap; "
+            f"decoders chosen on {run.development} other episodes per task"
+        )
+        record(f"vla_{track}", known, data=data, seeds=run.seeds)
 
 
 def _named(choice: Choice | None) -> str:

@@ -3,7 +3,7 @@
 The decoders are not the full product, so that a track of three trainings is evaluated in reasonable time: of the masked
 policies, rounds by read-outs, the public greedy loop ("maskgit") and secondary re-masking ("dd_vla"); where demonstrations
 have several ways, draws as well. "seen": later rounds see the code nearest to the number that was read out; "narrowest first":
-committed by how near to one another the likely numbers lie.
+committed by how near to one another the likely numbers lie. On `image10` the place of things and of the goal is seen only.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.vla.metaworld import EASY10, HARD10, LANG, MULTIMODAL, Environment, make
-from tasks.vla.policy import Decoding
+from tasks.vla.metaworld import EASY10, HARD10, LANG, MULTIMODAL, PROPRIO, Environment, make
+from tasks.vla.policy import Decoding, Policy
 from tasks.vla.sentences import Instruction, held_out, said, varied
 
 METHODS = ("masked", "masked_plain", "autoregressive", "parallel", "flow")
@@ -26,7 +26,8 @@ FIRST = {EVALUATION: 50_000, DEVELOPMENT: 70_000, HELD_OUT: 50_000, SWAPPED: 50_
 @dataclass(frozen=True)
 class Track:
     """demonstrations: of each task; source: the track whose first episodes they are, "" for its own; trained: the sentences
-    of demonstrations; kinds: of evaluations; least: success in percent that the chosen masked decoder is to reach.
+    of demonstrations; kinds: of evaluations; least: success in percent that the chosen masked decoder is to reach; policy: of
+    all methods, which says what they are shown.
     """
 
     tasks: tuple[str, ...]
@@ -36,6 +37,7 @@ class Track:
     trained: Instruction = said
     kinds: tuple[str, ...] = (EVALUATION,)
     least: float = 0.0
+    policy: Policy = Policy()
 
 
 def _each(read: str, steps: Sequence[int], name: str = "", **knobs: Any) -> dict[str, Decoding]:
@@ -92,6 +94,7 @@ SAID = {
     "parallel": _ONE,
     "flow": {"8 Euler steps": Decoding(steps=8)},
 }
+SEEN = {"masked": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1,))}, **_TWINS}
 SHARED = tuple(task for tasks in LANG.values() for task in tasks)
 TRACKS = {
     "easy10": Track(EASY10, 50, STATE, least=95.0),
@@ -100,13 +103,22 @@ TRACKS = {
     "few10": Track(EASY10, 10, FEW, source="easy10"),
     "multimodal": Track(MULTIMODAL, 50, WAYS),
     "language": Track(SHARED, 50, SAID, trained=varied, kinds=(EVALUATION, HELD_OUT, SWAPPED)),
+    "image10": Track(EASY10, 50, SEEN, policy=Policy(picture=64, proprio=PROPRIO)),
 }
 UNIMODAL = ("easy10", "hard10", "few5", "few10")
+# LeRobot's, of `benchmarks.vla_peers`, which are told numbers and which sentence of the track it is, no words and no pictures.
+PEERS = {"act": {"1 pass": Decoding()}, "diffusion_policy": {"10 DDIM steps": Decoding(steps=10)}}
+PEERED = (*UNIMODAL, "multimodal")
+
+
+def decoders_of(track: str) -> dict[str, Mapping[str, Decoding]]:
+    """By name, of each method of a track and of its peers."""
+    return {**TRACKS[track].decoders, **(PEERS if track in PEERED else {})}
 
 
 def kinds_of(track: str, method: str) -> tuple[str, ...]:
     """The evaluations of a method; on development seeds only where there is something to choose."""
-    several = len(TRACKS[track].decoders[method]) > 1
+    several = len(decoders_of(track)[method]) > 1
     return (*TRACKS[track].kinds, *((DEVELOPMENT,) if several else ()))
 
 
