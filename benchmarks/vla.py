@@ -30,7 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.results import same_run
 from benchmarks.vla_table import Cell, Cells, tabled, written
-from benchmarks.vla_tracks import METHODS, SENTENCE, SWAPPED, TRACKS, Swapped, decoders_of, kinds_of
+from benchmarks.vla_tracks import METHODS, SENTENCE, SWAPPED, TRACKS, VARIANTS, Swapped, decoders_of, kinds_of
 from discdiff.cli import guarded, parse
 from discdiff.config import checked, read_json
 from discdiff.training import DiffusionTrainer, TrainingSettings
@@ -45,7 +45,6 @@ from tasks.vla.sentences import said
 
 PARTS = ("all", "data", "train", "evaluate", "table")
 FREE = ("track", "methods", "seeds", "part", "save", "out")  # settings that no cell depends on
-HARD = Loss(width=0.0, weight=0.0)  # plain cross-entropy
 QUICK = 300  # steps after which an episode has failed
 ROUNDS, PACED, SKIPPED = 2, 10, 3  # of measuring: times each method is run, its steps, those before it runs evenly
 TIMED = 10  # single calls
@@ -253,12 +252,12 @@ class _Clock(TrainerCallback):
 
 
 def _untrained(track: str, method: str, shown: list[Episode], seed: int) -> ActionPolicy:
-    named = "masked" if method == "masked_plain" else method
+    named = "masked" if method in VARIANTS else method
     return untrained(replace(TRACKS[track].policy, method=named), shown, seed)
 
 
 def _loss(method: str) -> Loss:
-    return HARD if method == "masked_plain" else Loss()
+    return VARIANTS.get(method, Loss())
 
 
 def _asked(policy: Any, how: Decoding, shown: Observations) -> np.ndarray:

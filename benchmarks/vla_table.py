@@ -192,9 +192,10 @@ def goals(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]
     ours = cells.success(track, best["masked"], seeds)
     mean = np.nan if ours is None else float(np.mean(list(ours.values())))
     rows.append(_row(f"chosen, {_named(best['masked'])}: success", mean, "%", f">= {least:g}" if least else ""))
-    for method, read in (("masked", "expectation"), ("masked", "argmax")):
+    reads = ("expectation", "argmax", "sampled mode")
+    for method, read in ((m, r) for m in ("masked", "masked_exact") for r in reads):
         many, one = f"16 steps, {read}", f"1 step, {read}"
-        if {many, one} <= methods[method].keys():
+        if {many, one} <= methods.get(method, {}).keys():
             asked = ">= -2" if plain and (method, read) == ("masked", "expectation") else ""
             against("more steps", (method, many), (method, one), low=asked)
     for peer in ("parallel", "flow"):
@@ -209,8 +210,9 @@ def goals(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]
     if track == "easy10":  # the best of those evaluated: what choosing it there gives is the peer's
         others = [best[method] for method in methods if not method.startswith("masked")]
         against("best peer", best["masked"], cells.best(track, others, seeds), high=">= -3")
-    if "masked_plain" in methods:
-        against("hard labels", best["masked"], best["masked_plain"])
+    for method in ("masked_exact", "masked_plain"):
+        if method in methods:
+            against(f"variant {method}", best["masked"], best[method])
     if track == "multimodal":
         more, once = (cells.chosen(track, "masked", seeds, steps) for steps in (range(2, 1000), range(1, 2)))
         against("more steps than one", more, once, low="> 0")

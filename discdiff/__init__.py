@@ -120,7 +120,7 @@ _HOME = {
         "HostedModel",
         "load_network",
     ),
-    "discdiff.objectives": ("Autoregressive", "BlockElbo", "Dropped", "Elbo", "Ordinal"),
+    "discdiff.objectives": ("Autoregressive", "BlockElbo", "Dropped", "Elbo", "Jitter", "Ordinal"),
     "discdiff.training": ("DiffusionTrainer", "TrainingSettings"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}

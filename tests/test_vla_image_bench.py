@@ -105,7 +105,7 @@ def test_pictures_from_data_to_the_table(tmp_path, small, monkeypatch):
     bench.track("image10")  # all is there
     assert Lit.drawn == before and len(cell["episodes"]) == 4 and cell["milliseconds"] > 0
     rows = {row["figure"]: row for row in goals(bench.cells, "image10", (0,))}
-    assert rows["cells missing"]["value"] == 0 and not any("hard labels" in name for name in rows)
+    assert rows["cells missing"]["value"] == 0 and not any("variant" in name for name in rows)
     asked = {name.split(":")[0]: row["goal"] for name, row in rows.items() if row["goal"] and "missing" not in name}
     assert asked == {"peer parallel": ">= -3"}
     low = next(name for name in rows if name.startswith("peer parallel") and rows[name]["goal"])

@@ -14,6 +14,7 @@ from discdiff.layout import TokenBatch
 from discdiff.maskers import FullyMasked, Masker
 from discdiff.noise import CORRUPT, Noise
 from discdiff.objectives.heads import cross_entropy, density, gather, reconstruction
+from discdiff.objectives.jitter import Jitter
 from discdiff.objectives.ordinal import Ordinal, ordinal
 from discdiff.processes import Absorbing, PerSegment, Process, check_layout
 
@@ -26,9 +27,10 @@ class Elbo:
     position. kind: what the network is trained to predict. shift: slot i is predicted from slot i - 1. time_min keeps
     training away from weights of 1 / t. auxiliary: lambda of lambda * -log p(x0 | x_t) per unit time, added to the loss, not to
     the bound, at every free position (VQ-Diffusion arXiv 2111.14822 eq. 11, whose 5e-4 is per step of 100: 0.05); adaptive:
-    times 2 - t, as its code has it. ordinal: modalities whose codes are numbers, and a loss that knows it. The loss is the
-    sum of nats over (batch * length), so that micro-batches of equal size average exactly. Metrics, (batch,) each: `nats`, a
-    row's estimate of its bound with the prior term, and `row_loss`, the same per position; `ordinal` changes neither.
+    times 2 - t, as its code has it. ordinal: modalities whose codes are numbers, and a loss that knows it; jitter: shows
+    visible ones inexactly. The loss is the sum of nats over (batch * length), so that micro-batches of equal size average
+    exactly. Metrics, (batch,) each: `nats`, a row's estimate of its bound with the prior term, and `row_loss`, the same per
+    position; `ordinal` changes neither, with `jitter` they bound nothing.
     """
 
     process: Process = field(default_factory=Absorbing)
@@ -40,6 +42,7 @@ class Elbo:
     auxiliary: float = 0.0
     adaptive: bool = False
     ordinal: Ordinal | None = None
+    jitter: Jitter | None = None
 
     def __post_init__(self) -> None:
         if self.masker is not None and not isinstance(self.process, Absorbing):
@@ -51,6 +54,9 @@ class Elbo:
             raise ValueError(f"auxiliary {self.auxiliary}: of masked tokens the bound is that cross-entropy already")
         if self.adaptive and not self.auxiliary:
             raise ValueError("adaptive weighs the auxiliary loss, which is 0: give auxiliary, or leave it out")
+        if self.jitter is not None and not isinstance(self.process, Absorbing | PerSegment):
+            name = type(self.process).__name__
+            raise ValueError(f"jitter shows visible codes inexactly: {name} replaces them itself, leave jitter out")
         if not 0 <= self.time_min < 1:
             raise ValueError(f"time_min {self.time_min} must lie in [0, 1)")
 
@@ -59,6 +65,8 @@ class Elbo:
             self.ordinal.check(batch.layout, self.process)
         time = self.time_min + (1 - self.time_min) * time.double()
         tokens, when, weight = self.corrupt(batch, noise, time)
+        if self.jitter is not None:
+            tokens = self.jitter(batch, tokens, noise)
         noisy = batch._replace(tokens=tokens)
 
         def head(network: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from discdiff.config import checked
 from discdiff.layout import Layout
 from discdiff.maskers import FixedCount
 from discdiff.models import DiscDiffModel
-from discdiff.objectives import Autoregressive, Elbo, Ordinal
+from discdiff.objectives import Autoregressive, Elbo, Jitter, Ordinal
 from discdiff.objectives.ordinal import DISTANCES
 from discdiff.processes import Absorbing
 from discdiff.training import DiffusionTrainer, TrainingSettings
@@ -31,15 +31,17 @@ from tokenizers_vq.action.bins import ActionBins
 @dataclass(frozen=True)
 class Loss:
     """Of masked tokens. width: of soft labels over neighbouring codes, a standard deviation in normalised units, 0 for hard
-    ones; weight: of the distance of the expected number from the true one; distance: "absolute" or "squared".
+    ones; weight: of the distance of the expected number from the true one; distance: "absolute" or "squared"; jitter: the most
+    that visible numbers are shown off by, a standard deviation, so that later rounds do not copy the errors of earlier ones.
     """
 
     width: float = 0.02
     weight: float = 1.0
     distance: str = "absolute"
+    jitter: float = 0.4
 
     def __post_init__(self) -> None:
-        for name in ("width", "weight"):
+        for name in ("width", "weight", "jitter"):
             checked(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "0 or above")
         checked("distance", self.distance, self.distance in DISTANCES, f"choose from {', '.join(DISTANCES)}")
 
@@ -104,7 +106,8 @@ def objective_of(policy: ActionPolicy, loss: Loss) -> Any:
     if policy.settings.method == "autoregressive":
         return Autoregressive()
     ordered = Ordinal(policy.values, loss.width, loss.weight, loss.distance) if loss.width or loss.weight else None
-    return Elbo(Absorbing(), masker=FixedCount(), ordinal=ordered)
+    jitter = Jitter(policy.values, loss.jitter) if loss.jitter else None
+    return Elbo(Absorbing(), masker=FixedCount(), ordinal=ordered, jitter=jitter)
 
 
 def fit(
