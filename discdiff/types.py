@@ -84,9 +84,9 @@ class Info(NamedTuple):
     """What one step (or, added up, one run) cost and did; a kernel fills what it knows.
 
     nfe: network calls; network_rows: rows fed over all calls; head_rows: positions for which the head ran; fed: positions
-    fed through the trunk; committed: positions newly committed; energy_rows: whole candidates scored by an energy;
-    entropy: mean nats of the asked predictions; ess: effective sample size of a joint proposal, mean over rows. The last
-    two are tensors, so that no step waits for the device.
+    fed through the trunk; committed: positions newly committed; energy_rows: whole candidates scored by an energy; decoded:
+    rows passed through a tokenizer's decoder; entropy: mean nats of the asked predictions; ess: effective sample size of a
+    joint proposal, mean over rows. The last two are tensors, so that no step waits for the device.
     """
 
     nfe: int = 0
@@ -95,13 +95,14 @@ class Info(NamedTuple):
     fed: int = 0
     committed: int | Tensor = 0
     energy_rows: int = 0
+    decoded: int = 0
     entropy: Tensor | None = None
     ess: Tensor | None = None
 
     def merge(self, other: Info) -> Info:
         """Counts added, the newest diagnostics kept."""
-        counts = {name: getattr(self, name) + getattr(other, name) for name in self._fields[:6]}
-        newest = {name: getattr(self if getattr(other, name) is None else other, name) for name in self._fields[6:]}
+        counts = {name: getattr(self, name) + getattr(other, name) for name in self._fields[:7]}
+        newest = {name: getattr(self if getattr(other, name) is None else other, name) for name in self._fields[7:]}
         return Info(**counts, **newest)
 
 

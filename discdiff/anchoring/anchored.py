@@ -1,0 +1,141 @@
+"""Anchored posterior sampling (APS): the table of clean codes is optimised for a measurement before anything is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from discdiff.anchoring.canvas import Canvas, Chosen, tabled
+from discdiff.anchoring.descent import Descent, Fit
+from discdiff.anchoring.soft import Measured, SoftDecode
+from discdiff.config import checked
+from discdiff.denoisers import Prediction
+from discdiff.denoisers.wrappers import Wrapper
+from discdiff.kernels.base import own_transform
+from discdiff.layout import TokenBatch
+from discdiff.processes import Absorbing, Process
+from discdiff.types import State, Step
+
+LIKELIHOODS, TAKEN, RANKED = ("decoded", "expected_cost"), ("quantised", "argmax", "sample"), ("table", "prior")
+_ROWS, _FAR = 256, 50.0  # rows decoded at a time for expected costs; nats beyond which a tilt is not remembered
+Watch = Callable[[State, Step, Fit], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Anchored(Wrapper):
+    """A denoiser whose prediction of the clean codes is moved towards a measurement (APS, arXiv 2510.02291).
+
+    likelihood: "decoded" moves the table by `descent`; "expected_cost" tilts it exactly, p(c) ~ p_network(c) exp(-cost(c) /
+    beta) with cost(c) that of the data in which one site has code c and all others what the network expects (beta 0 counts as
+    1), for small alphabets: every code of every site is decoded. take: the codes that are committed: the nearest ones to the
+    expectation ("quantised"), the likeliest, or a draw. rank: orders look at the optimised "table" (anchored re-masking) or at
+    the network's "prior" (standard re-masking). warm: each step begins where the network's new table, tilted as the last one
+    was, would be, not at the network's table (ours; the paper begins anew). Without `measured` nothing changes, token for
+    token. process: that of the sampler, for networks that predict cavities. watch: told of every fit.
+
+    With any kernel, guidance inside, blocks and given tokens. Predictions are not exact: a posterior sampler that seeks modes;
+    the exact tilt is one for a single open site. Raises ValueError before the first network call for an operator, codebook or
+    tokenizer that does not fit.
+    """
+
+    soft: SoftDecode
+    measured: Measured | None = None
+    descent: Descent = Descent()
+    likelihood: str = "decoded"
+    take: str = "quantised"
+    rank: str = "table"
+    warm: bool = True
+    process: Process = Absorbing()
+    watch: Watch | None = None
+    tilts: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, known in (("likelihood", LIKELIHOODS), ("take", TAKEN), ("rank", RANKED)):
+            checked(name, getattr(self, name), getattr(self, name) in known, f"choose from {', '.join(known)}")
+
+    @property
+    def kind(self) -> str:
+        return self.inner.kind if self.measured is None else "own"
+
+    def start(self, batch: TokenBatch) -> Any:
+        if self.measured is not None:
+            self.measured.check(self.soft, batch.layout, len(batch.tokens))
+        return replace(self, inner=self.inner.start(batch), tilts={})  # a run owns what it remembers
+
+    def __call__(self, state: State, step: Step) -> Prediction:
+        prediction = own(self.inner, self.process, state, step)
+        canvas = None if self.measured is None else Canvas.of(self.soft, state)
+        if canvas is None or self.measured is None or not len(canvas.index):
+            return prediction
+        prior = canvas.prior(prediction)
+        fit = self._fit(canvas, prior, step)
+        if self.watch is not None:
+            self.watch(state, step, fit)
+        made = tabled(canvas, prediction, fit.logits)
+        made = replace(made, cost=made.info._replace(decoded=made.info.decoded + fit.decoded))
+        choice = self._choice(canvas, fit, state)
+        ranking, source = made, None
+        if self.rank == "prior":
+            ranking, source = replace(prediction, cost=made.cost), made if choice is None else None
+        fields = {name: getattr(ranking, name) for name in Prediction.__dataclass_fields__}
+        return Chosen(**fields, choice=choice, drawn_from=source)
+
+    def _fit(self, canvas: Canvas, prior: Tensor, step: Step) -> Fit:
+        assert self.measured is not None
+        if self.likelihood == "decoded":
+            label = f"step {step.index}: "
+            if not self.warm:
+                return self.descent(canvas, prior, self.measured, label)
+            tilt, key = self._tilt(canvas), canvas.key
+            fit = self.descent(canvas, prior, self.measured, label, (prior + tilt[key]).log_softmax(-1))
+            tilt[key] = (fit.logits.log_softmax(-1) - prior).clamp(-_FAR, _FAR).nan_to_num(0.0)
+            return fit
+        cost, beta = expected_costs(canvas, prior, self.measured), self.descent.beta or 1.0
+        logits = (prior - cost / beta).log_softmax(-1)
+        e = canvas.expect(logits.exp())
+        loss = cost.new_zeros(len(canvas.row)).index_add_(0, canvas.owner, (logits.exp() * cost).sum(-1))
+        return Fit(logits, e, loss[None], cost.numel())
+
+    def _tilt(self, canvas: Canvas) -> Tensor:
+        """(rows of the run * sites of a row, codes): by how much the last fits moved the log probabilities."""
+        assert self.measured is not None
+        if not self.tilts:
+            sites = canvas.known.shape[1] * canvas.soft.depth
+            self.tilts["all"] = canvas.known.new_zeros(len(self.measured.y) * sites, canvas.soft.codebook.shape[1])
+        return self.tilts["all"]
+
+    def _choice(self, canvas: Canvas, fit: Fit, state: State) -> Tensor | None:
+        if self.take == "sample":
+            return None
+        if self.take == "argmax":
+            symbols = fit.logits.argmax(-1)
+        else:
+            symbols = canvas.symbols(canvas.soft.quantise(fit.embeddings))
+        choice = state.tokens.new_full((state.tokens.numel(),), -1)
+        return choice.scatter(0, canvas.index, state.batch.ids(symbols, canvas.index))
+
+
+def own(inner: Any, process: Process, state: State, step: Step) -> Prediction:
+    """The prediction p(x0_i | x_t) of a denoiser of either kind."""
+    prediction = inner(state, step)
+    return prediction if inner.kind == "own" else prediction.then(own_transform(process, state, step))
+
+
+@torch.no_grad()
+def expected_costs(canvas: Canvas, prior: Tensor, measured: Measured) -> Tensor:
+    """(m, codes): the loss of the data in which a site has a code, and all others those nearest to what `prior` expects."""
+    soft, count = canvas.soft, canvas.soft.codebook.shape[1]
+    codes = soft.quantise(canvas.expect(prior.exp()))
+    out = prior.new_empty(len(canvas.index), count)
+    for site in torch.arange(len(canvas.index), device=prior.device).split(max(1, _ROWS // count)):
+        tried = codes[canvas.owner[site]].repeat_interleave(count, 0)
+        row = torch.arange(len(tried), device=prior.device)
+        slot = (canvas.place[site] % codes.shape[1]).repeat_interleave(count)
+        tried[row, slot, canvas.level[site].repeat_interleave(count)] = row % count
+        loss = measured(soft.data(tried), canvas.row[canvas.owner[site]].repeat_interleave(count))
+        out[site] = loss.view(-1, count).to(out)
+    return out
