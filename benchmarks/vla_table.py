@@ -192,7 +192,7 @@ def goals(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]
     ours = cells.success(track, best["masked"], seeds)
     mean = np.nan if ours is None else float(np.mean(list(ours.values())))
     rows.append(_row(f"chosen, {_named(best['masked'])}: success", mean, "%", f">= {least:g}" if least else ""))
-    reads = ("expectation", "argmax", "sampled mode")
+    reads = ("expectation", "argmax", "sampled, read near")
     for method, read in ((m, r) for m in ("masked", "masked_exact") for r in reads):
         many, one = f"16 steps, {read}", f"1 step, {read}"
         if {many, one} <= methods.get(method, {}).keys():

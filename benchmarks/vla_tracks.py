@@ -77,13 +77,16 @@ HARD = {**STATE, "masked_exact": {**_each("expectation", (1, 4, 16)), **_each("a
 FEW = {"masked": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1,)), **_AGAIN}, **_TWINS}
 WAYS = {
     "masked": {
-        **_each("mode", (1, 4, 8, 16), "sampled mode", **_SAMPLED),
-        **_each("mode", (16,), "sampled mode, random order", sampler="random", **_SAMPLED),
-        **_each("token", (1, 16), "sampled token", **_SAMPLED),
-        **_each("expectation", (1,)),
+        **_each("near", (1, 4, 16), "sampled, read near", **_SAMPLED),
+        **_each("mode", (1,)),
+        **_each("mode", (4, 16), "mode seen", nearest=True),
+        **_each("expectation", (1, 16)),
         **_each("mode", (12,), "dd_vla mode", sampler="dd_vla"),
     },
-    "masked_exact": _each("mode", (1, 8, 16), "sampled mode", **_SAMPLED),
+    "masked_exact": {
+        **_each("near", (16,), "sampled, read near", **_SAMPLED),
+        **_each("mode", (16,), "mode seen", nearest=True),
+    },
     "masked_plain": {**_each("token", (1, 16), "sampled token", **_SAMPLED), **_MASKGIT},
     **_TWINS,
     "autoregressive": {**_LEFT, "sampled token": Decoding(read="token", **_SAMPLED)},

@@ -131,9 +131,16 @@ def read_out(p: Tensor, values: Tensor, how: str = "expectation", window: float 
         return (p * values).sum(-1)
     if how == "argmax":
         return values.expand_as(p).gather(-1, p.argmax(-1, keepdim=True))[..., 0]
-    centre = values.expand_as(p).gather(-1, around(p, values, window).argmax(-1, keepdim=True))
-    share = p * ((values - centre).abs() <= window)
-    return (share * values).sum(-1) / share.sum(-1)
+    return near(
+        p, values, values.expand_as(p).gather(-1, around(p, values, window).argmax(-1, keepdim=True))[:, 0], window
+    )
+
+
+def near(p: Tensor, values: Tensor, centre: Tensor, window: float = 0.05) -> Tensor:
+    """The mean of a law p (n, codes) within +- window of numbers (n,): (n,); the number itself where nothing is likely there."""
+    share = p * ((values - centre[:, None]).abs() <= window)
+    total = share.sum(-1)
+    return torch.where(total > 0, (share * values).sum(-1) / total.clamp(min=1e-300), centre)
 
 
 def around(p: Tensor, values: Tensor, window: float) -> Tensor:

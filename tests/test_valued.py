@@ -19,7 +19,7 @@ from discdiff.sampling import iterate, sample
 from discdiff.scores import Annealed, Candidate, Concentrated, Random, Sure
 from discdiff.testing import check_conformance, check_kernel
 from discdiff.types import Step
-from discdiff.values import CodeValues, read_out
+from discdiff.values import CodeValues, near, read_out
 from tokenizers_vq.action.readout import mode
 from tokenizers_vq.action.readout import read_out as peer
 
@@ -144,11 +144,30 @@ def test_values_are_those_of_the_round_that_committed(inner, nearest):
 def test_peaks_and_tokens_have_the_values_of_their_codes():
     peaked = FunctionDenoiser(lambda state, step: 1e6 * hashed(state, step))
     batch = state_of(8).batch
-    for how in ("expectation", "mode", "argmax", "token"):
+    for how in ("expectation", "mode", "argmax", "near", "token"):
         kernel = Valued(Commit(), VALUES, how, window=0.01)
         state, _ = sample(peaked if how != "token" else FunctionDenoiser(hashed), kernel, batch, 3, seed=1)
         own = VALUES.of(state.batch, state.tokens)
         torch.testing.assert_close(state.memory["value"], own, rtol=0, atol=1e-6, equal_nan=True)
+
+
+def test_near_is_the_mean_around_the_drawn_token():
+    """Of two ways of equal weight the one that is drawn, smoothed over its neighbours, whichever of them the draw hit."""
+    p = torch.zeros(2, K, dtype=torch.float64)
+    p[:, [2, 3, 12, 13]] = torch.tensor([0.2, 0.3, 0.4, 0.1], dtype=torch.float64)
+    own = near(p, EVEN, EVEN[[3, 13]], window=0.2)
+    both = [(0.2 * EVEN[2] + 0.3 * EVEN[3]) / 0.5, (0.4 * EVEN[12] + 0.1 * EVEN[13]) / 0.5]
+    torch.testing.assert_close(own, torch.stack(both))
+    assert float(near(p[:1], EVEN, EVEN[[8]], window=0.01)) == float(EVEN[8])  # nothing is likely there
+    kernel = Valued(Commit(Random()), VALUES, "near", window=0.3)
+    logits = p[0].log().expand(40, LAYOUT.length, K)
+    state, _ = sample(FunctionDenoiser(lambda s, step: logits[: len(s.row)]), kernel, state_of(40).batch, 4, seed=2)
+    drawn, value = VALUES.of(state.batch, state.tokens)[:, ACTIONS], state.memory["value"][:, ACTIONS]
+    for dim, level in enumerate(LEVELS):
+        inside = (level - drawn[:, dim::DIM, None]).abs() <= 0.3
+        law = p[0] * inside
+        torch.testing.assert_close(value[:, dim::DIM], (law * level).sum(-1) / law.sum(-1))
+    assert len(drawn.unique()) > 4
 
 
 def test_tokens_that_are_taken_back_lose_their_value():

@@ -93,16 +93,16 @@ def test_goals_reached_and_missed(tmp_path):
 
 def test_goals_of_several_ways(tmp_path):
     def ours(name, kind):
-        return 0.9 if name == "8 steps, sampled mode" else 0.4 if name.startswith("1 step, sampled token") else 0.1
+        return 0.9 if name == "16 steps, mode seen" else 0.4 if name.startswith("1 step, sampled") else 0.1
 
     cells = planted(tmp_path, "multimodal", masked=ours, parallel=0.5)
     rows = found(goals(cells, "multimodal", SEEDS))
-    more = "more steps than one: masked (8 steps, sampled mode) against masked (1 step, sampled token)"
+    more = "more steps than one: masked (16 steps, mode seen) against masked (1 step, sampled, read near)"
     assert rows[f"{more}: difference"]["value"] == pytest.approx(50) and rows[f"{more}: lower bound"]["goal"] == "> 0"
-    apart = rows["peer parallel: masked (8 steps, sampled mode) against parallel (1 pass): difference"]
+    apart = rows["peer parallel: masked (16 steps, mode seen) against parallel (1 pass): difference"]
     assert apart["value"] == pytest.approx(1200 / 28) and apart["goal"] == ">= 10"
     goal = {TRACKS[t].least for t in ("easy10", "hard10")}
-    assert goal == {95.0, 63.0} and rows["chosen, masked (8 steps, sampled mode): success"]["goal"] is None
+    assert goal == {95.0, 63.0} and rows["chosen, masked (16 steps, mode seen): success"]["goal"] is None
 
 
 def test_peers_are_listed_where_they_are(tmp_path):

@@ -15,7 +15,7 @@ from discdiff.kernels.base import Kernel, check_grid, select
 from discdiff.noise import Noise
 from discdiff.processes import Process
 from discdiff.types import Info, State, Step
-from discdiff.values import READ_OUTS, CodeValues, read_out
+from discdiff.values import READ_OUTS, CodeValues, near, read_out
 
 VALUE = "value"
 _PLACE = "value_place"
@@ -27,9 +27,10 @@ class Valued(Kernel):
     """A kernel whose `state.memory["value"]` (batch, length) float64 holds the number of every committed position whose code is
     one, nan elsewhere: that of the token for what is given, else read out of the prediction by which it was committed.
 
-    how: "expectation", "mode" or "argmax" (`values.read_out`), or "token", the drawn token's own. Later rounds see the drawn
-    tokens, or with `nearest` the codes nearest to the numbers read out, so that they see what will be carried out. Two even
-    modes have their expectation between them: take "mode" or "token" there, or more rounds.
+    how: "expectation", "mode" or "argmax" (`values.read_out`), "near", the mean within `window` of the drawn token's number, or
+    "token", that number itself. Later rounds see the drawn tokens, or with `nearest` the codes nearest to the numbers read
+    out, so that they see what will be carried out. Two even modes have their expectation between them: take "mode" there,
+    or draw one and read "near" it, or more rounds.
 
     The prediction is the step's last network call that moves the position and hides it (of a token drawn again, the last that
     hides it; without such a call, the last), with all wrappers, but at temperature 1 where the draw is at 0. The trunk is not
@@ -48,7 +49,7 @@ class Valued(Kernel):
 
     def __post_init__(self) -> None:
         checked("values", self.values, isinstance(self.values, CodeValues), 'give CodeValues({"action": levels})')
-        ways = (*READ_OUTS, "token")
+        ways = (*READ_OUTS, "near", "token")
         checked("how", self.how, self.how in ways, f"choose from {', '.join(ways)}")
         checked("window", self.window, 0 < self.window < math.inf, "above 0, in the unit of the values")
         ok = not self.nearest or (self.how != "token" and self.inner.final)
@@ -93,7 +94,7 @@ class Valued(Kernel):
         tokens, read = after.tokens, 0
         if self.how != "token":
             for prediction, back, sites in heard.sources(fresh & (self.values.at(after.batch) >= 0)):
-                number, code = self._read(prediction, back[sites])
+                number, code = self._read(prediction, back[sites], value.reshape(-1)[sites])
                 value = value.reshape(-1).scatter(0, sites, number).view(value.shape)
                 read += len(sites)
                 if self.nearest:
@@ -103,8 +104,8 @@ class Valued(Kernel):
         memory[VALUE] = torch.where(here, value, math.nan)
         return after._replace(tokens=tokens, memory=memory), info._replace(head_rows=info.head_rows + read)
 
-    def _read(self, prediction: Prediction, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The number at each site (n,), float64, and the code nearest to it."""
+    def _read(self, prediction: Prediction, index: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """The number at each site (n,), float64, and the code nearest to it; drawn (n,): the drawn tokens' numbers."""
         layout, place = prediction.batch.layout, self.values.at(prediction.batch, index)
         alphabet = layout.tables(index.device).alphabet[prediction.batch.slot.reshape(-1)[index]]
         law, table = replace(prediction, temperature=1.0), self.values.table(index.device)
@@ -114,7 +115,11 @@ class Valued(Kernel):
             for piece in (alphabet == one).nonzero()[:, 0].split(max(1, _BYTES // (8 * size))):
                 if len(piece):
                     v = table[place[piece], :size].contiguous()
-                    number[piece] = read_out(law.log_probs(index[piece]).double().exp(), v, self.how, self.window)
+                    p = law.log_probs(index[piece]).double().exp()
+                    if self.how == "near":
+                        number[piece] = near(p, v, drawn[piece], self.window)
+                    else:
+                        number[piece] = read_out(p, v, self.how, self.window)
                     code[piece] = (v - number[piece, None]).abs().argmin(-1)
         return number, code
 

@@ -23,7 +23,7 @@ from tasks.vla.episodes import Episode
 METHODS = ("masked", "autoregressive", *CONTINUOUS)
 SAY, STATE, VIEW, ACTION = "instruction", "state", "view", "action"
 GRID = (4, 4)  # slots of a picture
-READ = ("expectation", "mode", "argmax", "token")
+READ = ("expectation", "mode", "argmax", "near", "token")
 UNUSED = {  # fields of `Decoding`, by method
     "masked": (),
     "autoregressive": ("sampler", "steps", "rank", "nearest", "knobs"),
@@ -64,10 +64,10 @@ class Policy:
 @dataclass(frozen=True)
 class Decoding:
     """sampler: a name of `discdiff.PRESETS`; steps: rounds (flow: of Euler's method); read: the number of a committed token,
-    `Valued`'s "expectation", "mode", "argmax" or "token"; window: of "mode", in normalised units; rank: "" for the order of
-    the sampler, or `Concentrated`'s "deviation", "mode" or "expectation": first what has its likely numbers close together;
-    nearest: later rounds see the code nearest to that number; temperature: of the draw, 0 for the likeliest; knobs: of the
-    sampler.
+    `Valued`'s "expectation", "mode", "argmax", "near" or "token"; window: of "mode" and "near", in normalised units; rank: ""
+    for the order of the sampler, or `Concentrated`'s "deviation", "mode" or "expectation": first what has its likely numbers
+    close together; nearest: later rounds see the code nearest to that number; temperature: of the draw, 0 for the likeliest;
+    knobs: of the sampler.
     """
 
     sampler: str = "confidence"
