@@ -78,6 +78,7 @@ FEW = {"masked": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1,)), *
 WAYS = {
     "masked": {
         **_each("near", (1, 4, 16), "sampled, read near", **_SAMPLED),
+        **_each("near", (16,), "sampled, read near, random order", sampler="random", **_SAMPLED),
         **_each("mode", (1,)),
         **_each("mode", (4, 16), "mode seen", nearest=True),
         **_each("expectation", (1, 16)),

@@ -137,7 +137,7 @@ def read_out(p: Tensor, values: Tensor, how: str = "expectation", window: float 
 
 
 def near(p: Tensor, values: Tensor, centre: Tensor, window: float = 0.05) -> Tensor:
-    """The mean of a law p (n, codes) within +- window of numbers (n,): (n,); the number itself where nothing is likely there."""
+    """The mean of a law p (n, codes) within +- window of numbers (n,): (n,); the number itself where no code is likely."""
     share = p * ((values - centre[:, None]).abs() <= window)
     total = share.sum(-1)
     return torch.where(total > 0, (share * values).sum(-1) / total.clamp(min=1e-300), centre)
