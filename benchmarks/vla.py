@@ -252,12 +252,12 @@ class _Clock(TrainerCallback):
 
 
 def _untrained(track: str, method: str, shown: list[Episode], seed: int) -> ActionPolicy:
-    named = "masked" if method in VARIANTS else method
+    named = VARIANTS[method][0] if method in VARIANTS else method
     return untrained(replace(TRACKS[track].policy, method=named), shown, seed)
 
 
 def _loss(method: str) -> Loss:
-    return VARIANTS.get(method, Loss())
+    return VARIANTS[method][1] if method in VARIANTS else Loss()
 
 
 def _asked(policy: Any, how: Decoding, shown: Observations) -> np.ndarray:

@@ -210,7 +210,7 @@ def goals(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]
     if track == "easy10":  # the best of those evaluated: what choosing it there gives is the peer's
         others = [best[method] for method in methods if not method.startswith("masked")]
         against("best peer", best["masked"], cells.best(track, others, seeds), high=">= -3")
-    for method in ("masked_exact", "masked_plain"):
+    for method in ("masked_exact", "masked_plain", "autoregressive_jitter"):
         if method in methods:
             against(f"variant {method}", best["masked"], best[method])
     if track == "multimodal":

@@ -19,11 +19,13 @@ from tasks.vla.metaworld import EASY10, HARD10, LANG, MULTIMODAL, PROPRIO, Envir
 from tasks.vla.policy import Decoding, Policy
 from tasks.vla.sentences import Instruction, held_out, said, varied
 
-METHODS = ("masked", "masked_exact", "masked_plain", "autoregressive", "parallel", "flow")
-VARIANTS = {  # of masked diffusion, and what they are trained on; the others on what is usual
-    "masked_exact": Loss(jitter=0.0),  # visible numbers are shown as they are
-    "masked_plain": Loss(width=0.0, weight=0.0, jitter=0.0),  # and plain cross-entropy, as the public ones
+VARIANTS = {  # of a method, and what they are trained on
+    "masked_exact": ("masked", Loss(jitter=0.0)),  # visible numbers are shown as they are
+    "masked_plain": ("masked", Loss(width=0.0, weight=0.0, jitter=0.0)),  # and plain cross-entropy, as the public ones
+    "autoregressive": ("autoregressive", Loss(jitter=0.0)),  # as it is usual
+    "autoregressive_jitter": ("autoregressive", Loss()),
 }
+METHODS = ("masked", "masked_exact", "masked_plain", "autoregressive", "autoregressive_jitter", "parallel", "flow")
 EVALUATION, DEVELOPMENT, HELD_OUT, SWAPPED = "evaluation", "development", "held_out", "swapped"
 FIRST = {EVALUATION: 50_000, DEVELOPMENT: 70_000, HELD_OUT: 50_000, SWAPPED: 50_000}  # seeds of the first episode
 
@@ -73,7 +75,11 @@ STATE = {
     "masked_plain": {**_each("expectation", (1,)), **_each("argmax", (1,)), **_MASKGIT},
     **_TWINS,
 }
-HARD = {**STATE, "masked_exact": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1, 16)), **_MASKGIT}}
+HARD = {
+    **STATE,
+    "autoregressive_jitter": _LEFT,
+    "masked_exact": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1, 16)), **_MASKGIT},
+}
 FEW = {"masked": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1,)), **_AGAIN}, **_TWINS}
 WAYS = {
     "masked": {

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from discdiff.layout import make_batch
+from discdiff.layout import Layout, make_batch
 from discdiff.maskers import FixedCount
 from discdiff.noise import Noise
-from discdiff.objectives import Elbo, Jitter
+from discdiff.objectives import Autoregressive, Elbo, Jitter
 from discdiff.processes import Absorbing, Uniform
 from discdiff.values import CodeValues
-from tests.values_toy import ACTIONS, EVEN, LAYOUT, LEVELS, VALUES, K, network
+from tests.values_toy import ACTIONS, EVEN, LAYOUT, LEVELS, VALUES, VOCAB, K, network
 
 
 def batch_of(rows=4000, seed=0):
@@ -78,6 +78,16 @@ def test_the_loss_keeps_its_targets_and_a_tiny_width_changes_nothing():
     hidden = seen["tokens"] == LAYOUT.vocab.mask
     exact = Elbo(Absorbing(), masker=FixedCount()).corrupt(batch, noise, 1e-3 + (1 - 1e-3) * time.double())[0]
     assert torch.equal(hidden, exact == LAYOUT.vocab.mask)  # which are hidden is the masker's business
+
+
+def test_an_autoregressive_twin_is_shown_it_too():
+    causal = Layout(VOCAB, LAYOUT.segments, attention="causal")
+    batch, model = batch_of(8)._replace(layout=causal), network(causal)
+    noise = Noise.seeded(1, batch.valid)
+    exact, tiny, wide = (
+        Autoregressive(jitter)(model, batch, noise, None)[0] for jitter in (None, Jitter(VALUES, 1e-9), Jitter(VALUES))
+    )
+    assert torch.equal(exact, tiny) and wide != exact
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_policies_that_cannot_be():
     with pytest.raises(ValueError, match="one camera with pictures 32 wide"):
         wide = untrained(Policy(picture=32, **SMALL), SHOWN, 0)
         Rows(wide, wide.layout, SHOWN)
-    for wrong in ({"width": -0.1}, {"weight": float("nan")}, {"distance": "far"}):
+    for wrong in ({"width": -0.1}, {"jitter": -0.1}, {"weight": float("nan")}, {"distance": "far"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Loss(**wrong)
 
@@ -302,8 +302,10 @@ def test_rows_hold_what_the_objective_needs(policies, method):
     assert type(objective_of(policy, Loss())).__name__ == {"masked": "Elbo", "autoregressive": "Autoregressive"}.get(
         method, "Regression"
     )
-    plain = objective_of(policy, Loss(width=0.0, weight=0.0))
+    plain = objective_of(policy, Loss(width=0.0, weight=0.0, jitter=0.0))
     assert method != "masked" or plain.ordinal is None
+    if method not in CONTINUOUS:
+        assert plain.jitter is None and objective_of(policy, Loss()).jitter.width == Loss().jitter
 
 
 @pytest.fixture(scope="module")

@@ -156,8 +156,11 @@ class Autoregressive:
     """Exact next-token likelihood with the same network: causal layout, slot i predicted from slot i - 1.
 
     The honest twin beside every diffusion figure. Raises ValueError for a layout that is not causal, or whose first
-    slot is noised (start the row with a BOS). Metrics: `nats` and `row_loss` (batch,).
+    slot is noised (start the row with a BOS). Metrics: `nats` and `row_loss` (batch,). jitter: what is behind is shown
+    inexactly; the loss is then no likelihood.
     """
+
+    jitter: Jitter | None = None
 
     def __call__(self, model: Any, batch: TokenBatch, noise: Noise, time: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         layout = batch.layout
@@ -172,7 +175,8 @@ class Autoregressive:
             loss, nats = gather(network, hidden, batch, batch.free, True, cross_entropy(batch, ones))
             return loss / batch.tokens.numel(), nats
 
-        out = model(batch=batch, time=None, objective=head)
+        shown = batch if self.jitter is None else batch._replace(tokens=self.jitter(batch, batch.tokens, noise))
+        out = model(batch=shown, time=None, objective=head)
         return out.loss, _metrics(out.extras, batch)
 
 

@@ -108,8 +108,10 @@ def train(prog: str, argv: Sequence[str]) -> None:
     sections = {"data": Data, "policy": Policy, "loss": Loss, "training": Training, "output": PolicyOutput}
     chosen = parse(prog, argv, sections)
     data, wanted, loss, folder = chosen["data"], chosen["policy"], chosen["loss"], Path(chosen["output"].out)
-    plain = wanted.method == "masked" or loss == Loss()
-    checked("loss", asdict(loss), plain, f"width, weight and distance are of masked tokens, not of {wanted.method}")
+    usual = Loss(jitter=loss.jitter) if wanted.method == "autoregressive" else Loss()
+    plain = wanted.method == "masked" or loss == usual
+    remedy = f"width, weight and distance are of masked tokens, jitter of tokens, not of {wanted.method}"
+    checked("loss", asdict(loss), plain, remedy)
     parts = {"data": data, "policy": wanted, "loss": loss}
     text = json.dumps({name: to_dict(part) for name, part in parts.items()}, indent=2) + "\n"
     if (folder / "model").is_dir() or folder.with_name(f"{folder.name}_training").is_dir():

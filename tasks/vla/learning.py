@@ -30,9 +30,10 @@ from tokenizers_vq.action.bins import ActionBins
 
 @dataclass(frozen=True)
 class Loss:
-    """Of masked tokens. width: of soft labels over neighbouring codes, a standard deviation in normalised units, 0 for hard
-    ones; weight: of the distance of the expected number from the true one; distance: "absolute" or "squared"; jitter: the most
-    that visible numbers are shown off by, a standard deviation, so that later rounds do not copy the errors of earlier ones.
+    """Of tokens; all but jitter of masked ones. width: of soft labels over neighbouring codes, a standard deviation in
+    normalised units, 0 for hard ones; weight: of the distance of the expected number from the true one; distance: "absolute"
+    or "squared"; jitter: the most that visible numbers are shown off by, a standard deviation, so that later rounds do not
+    copy the errors of earlier ones.
     """
 
     width: float = 0.02
@@ -103,10 +104,10 @@ def objective_of(policy: ActionPolicy, loss: Loss) -> Any:
     """What the method minimises."""
     if policy.settings.method in CONTINUOUS:
         return Regression(policy.settings.method == "flow")
-    if policy.settings.method == "autoregressive":
-        return Autoregressive()
-    ordered = Ordinal(policy.values, loss.width, loss.weight, loss.distance) if loss.width or loss.weight else None
     jitter = Jitter(policy.values, loss.jitter) if loss.jitter else None
+    if policy.settings.method == "autoregressive":
+        return Autoregressive(jitter)
+    ordered = Ordinal(policy.values, loss.width, loss.weight, loss.distance) if loss.width or loss.weight else None
     return Elbo(Absorbing(), masker=FixedCount(), ordinal=ordered, jitter=jitter)
 
 
