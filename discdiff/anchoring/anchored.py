@@ -11,9 +11,10 @@ from torch import Tensor
 
 from discdiff.anchoring.canvas import Canvas, Chosen, tabled
 from discdiff.anchoring.descent import Descent, Fit
+from discdiff.anchoring.failures import finite
 from discdiff.anchoring.soft import Measured, SoftDecode
 from discdiff.config import checked
-from discdiff.denoisers import Prediction
+from discdiff.denoisers import Guided, Prediction
 from discdiff.denoisers.wrappers import Wrapper
 from discdiff.kernels.base import own_transform
 from discdiff.layout import TokenBatch
@@ -61,15 +62,23 @@ class Anchored(Wrapper):
     def kind(self) -> str:
         return self.inner.kind if self.measured is None else "own"
 
+    @property
+    def run(self) -> dict[str, Tensor]:
+        """What a run remembers: two passes of guidance around this must not share it."""
+        return self.tilts
+
     def start(self, batch: TokenBatch) -> Any:
-        if self.measured is not None:
-            self.measured.check(self.soft, batch.layout, len(batch.tokens))
+        if self.measured is None:
+            return super().start(batch)
+        self.measured.check(self.soft, batch, "gradient" if self.likelihood == "decoded" else "soft")
         return replace(self, inner=self.inner.start(batch), tilts={})  # a run owns what it remembers
 
+    @torch.no_grad()
     def __call__(self, state: State, step: Step) -> Prediction:
-        prediction = own(self.inner, self.process, state, step)
-        canvas = None if self.measured is None else Canvas.of(self.soft, state)
-        if canvas is None or self.measured is None or not len(canvas.index):
+        if self.measured is None:
+            return self.inner(state, step)
+        prediction, canvas = own(self.inner, self.process, state, step), Canvas.of(self.soft, state)
+        if not len(canvas.index):
             return prediction
         prior = canvas.prior(prediction)
         fit = self._fit(canvas, prior, step)
@@ -86,19 +95,21 @@ class Anchored(Wrapper):
 
     def _fit(self, canvas: Canvas, prior: Tensor, step: Step) -> Fit:
         assert self.measured is not None
+        label = f"step {step.index}: "
         if self.likelihood == "decoded":
-            label = f"step {step.index}: "
             if not self.warm:
                 return self.descent(canvas, prior, self.measured, label)
             tilt, key = self._tilt(canvas), canvas.key
             fit = self.descent(canvas, prior, self.measured, label, (prior + tilt[key]).log_softmax(-1))
             tilt[key] = (fit.logits.log_softmax(-1) - prior).clamp(-_FAR, _FAR).nan_to_num(0.0)
             return fit
-        cost, beta = expected_costs(canvas, prior, self.measured), self.descent.beta or 1.0
-        logits = (prior - cost / beta).log_softmax(-1)
-        e = canvas.expect(logits.exp())
-        loss = cost.new_zeros(len(canvas.row)).index_add_(0, canvas.owner, (logits.exp() * cost).sum(-1))
-        return Fit(logits, e, loss[None], cost.numel())
+        cost, beta = finite(expected_costs(canvas, prior, self.measured), label), self.descent.beta or 1.0
+        tilted = prior - cost / beta
+        tilted = torch.where(tilted.amax(-1, keepdim=True) == -torch.inf, prior, tilted)
+        least = -beta * tilted.logsumexp(-1)  # the smallest E_p[cost] + beta KL(p || p_network) there is
+        loss = least.new_zeros(len(canvas.row)).index_add_(0, canvas.owner, least)
+        logits = tilted.log_softmax(-1)
+        return Fit(logits, canvas.expect(logits.exp()), loss[None], cost.numel())
 
     def _tilt(self, canvas: Canvas) -> Tensor:
         """(rows of the run * sites of a row, codes): by how much the last fits moved the log probabilities."""
@@ -114,14 +125,16 @@ class Anchored(Wrapper):
         if self.take == "argmax":
             symbols = fit.logits.argmax(-1)
         else:
-            symbols = canvas.symbols(canvas.soft.quantise(fit.embeddings))
+            symbols = canvas.symbols(canvas.legal(fit.embeddings))
         choice = state.tokens.new_full((state.tokens.numel(),), -1)
         return choice.scatter(0, canvas.index, state.batch.ids(symbols, canvas.index))
 
 
 def own(inner: Any, process: Process, state: State, step: Step) -> Prediction:
-    """The prediction p(x0_i | x_t) of a denoiser of either kind."""
+    """The prediction p(x0_i | x_t) of a denoiser of either kind. Raises ValueError where guidance is left to the kernel."""
     prediction = inner(state, step)
+    if isinstance(prediction, Guided):
+        raise ValueError('the guidance level is "posterior": a table that is optimised needs level "x0"')
     return prediction if inner.kind == "own" else prediction.then(own_transform(process, state, step))
 
 
@@ -129,7 +142,7 @@ def own(inner: Any, process: Process, state: State, step: Step) -> Prediction:
 def expected_costs(canvas: Canvas, prior: Tensor, measured: Measured) -> Tensor:
     """(m, codes): the loss of the data in which a site has a code, and all others those nearest to what `prior` expects."""
     soft, count = canvas.soft, canvas.soft.codebook.shape[1]
-    codes = soft.quantise(canvas.expect(prior.exp()))
+    codes = canvas.legal(canvas.expect(prior.exp()))
     out = prior.new_empty(len(canvas.index), count)
     for site in torch.arange(len(canvas.index), device=prior.device).split(max(1, _ROWS // count)):
         tried = codes[canvas.owner[site]].repeat_interleave(count, 0)

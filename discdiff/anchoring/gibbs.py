@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from discdiff.anchoring.failures import finite
 from discdiff.anchoring.soft import Measured, SoftDecode
 from discdiff.config import checked
 from discdiff.kernels import Ancestral
 from discdiff.kernels.base import Kernel, arrive, check_grid
 from discdiff.noise import CORRUPT, MASK, WAKE, Noise
-from discdiff.processes import Process
+from discdiff.processes import PerSegment, Process
 from discdiff.sampling.grid import as_grid
 from discdiff.types import Info, State, Step
 
@@ -28,7 +29,7 @@ class SplitGibbs(Kernel):
     """One round of split Gibbs sampling (SGDD, arXiv 2503.01161) as a step from time t to s:
 
         x ~ p(x0 | x_t = z) by `steps` ancestral steps down to 0;    z' ~ exp(-loss(z')) prod_i q_s(z'_i | x_i) by `moves`
-        Metropolis moves that propose one site and one code at random.
+        Metropolis moves that propose one site and one code at random. Free positions of other segments are noised by q_s.
 
     The potential is that of the process without its masks: a code differs from x at the odds q_s(other) / q_s(same) of each
     other code ("exact"); "code" takes them as the release does, too permissive by the number of codes less one. The last round,
@@ -52,16 +53,16 @@ class SplitGibbs(Kernel):
     inner: Ancestral = field(init=False)
 
     def __post_init__(self) -> None:
-        half = self.process.marginal(torch.full((), 0.5, dtype=torch.float64), 2)
-        name = type(self.process).__name__
-        checked("process", name, float(half.token) > 0, "it replaces no codes: take Uniform or MaskOrReplace")
+        name, one = type(self.process).__name__, not isinstance(self.process, PerSegment)
+        replaces = one and float(self.process.marginal(torch.full((), 0.5, dtype=torch.float64), 2).token) > 0
+        checked("process", name, replaces, "one that replaces codes is needed: take Uniform or MaskOrReplace")
         checked("steps", self.steps, self.steps >= 1, "at least one step back to time 0")
         checked("moves", self.moves, self.moves >= 0, "0 or more")
         checked("potential", self.potential, self.potential in POTENTIALS, f"choose from {', '.join(POTENTIALS)}")
         object.__setattr__(self, "inner", Ancestral(self.process))
 
     def init(self, state: State) -> State:
-        self.measured.check(self.soft, state.batch.layout, len(state.row))
+        self.measured.check(self.soft, state.batch, "codes")
         return self.inner.init(state)
 
     def check(self, grid: Any) -> None:
@@ -74,8 +75,7 @@ class SplitGibbs(Kernel):
             now = part._replace(t=step.t * part.t, s=step.t * part.s)
             clean, cost = self.inner(denoiser, clean, now, back.step(part.index))
             info = info.merge(cost)
-        last = bool((step.s <= 0).all())
-        if last or not self.moves:
+        if bool((step.s <= 0).all()):
             return arrive(clean, step), info
         tokens, decoded = self._moved(clean, state, step, noise.child(_MOVES))
         committed = torch.where(state.free, False, state.committed)
@@ -101,7 +101,7 @@ class SplitGibbs(Kernel):
         def cost(codes: Tensor) -> Tensor:
             return self.measured(self.soft.data(codes.view(rows, *columns.shape)), state.row).double()
 
-        loss = cost(z)
+        loss = finite(cost(z), f"step {step.index}: ").clamp(max=1e300)  # inf - inf is no number
         for number in range(self.moves):
             draw = noise.step(number)
             site = order[here, (draw.row_uniform(_SITE) * sites).long().clamp(max=order.shape[1] - 1)]
@@ -113,9 +113,6 @@ class SplitGibbs(Kernel):
             gain = odds * ((symbol != true).double() - (z[here, site] != true).double()) + loss - proposed
             take = (draw.row_uniform(_TAKE).log() < gain) & (sites > 0)
             z, loss = torch.where(take[:, None], tried, z), torch.where(take, proposed, loss)
-        ids = batch.ids(self._spread(batch.symbols(clean.tokens), columns, z))
+        noisy = self.process.corrupt(batch.symbols(clean.tokens), step.s, noise.uniform(CORRUPT), batch.alphabet)
+        ids = batch.ids(noisy.index_copy(1, columns.reshape(-1), z))
         return torch.where(state.free, ids, state.tokens), rows * (self.moves + 1)
-
-    @staticmethod
-    def _spread(symbols: Tensor, columns: Tensor, z: Tensor) -> Tensor:
-        return symbols.index_copy(1, columns.reshape(-1), z)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from discdiff.anchoring.anchored import own
 from discdiff.anchoring.canvas import Canvas
+from discdiff.anchoring.failures import finite
 from discdiff.anchoring.soft import Measured, SoftDecode
 from discdiff.config import checked
 from discdiff.denoisers import inverse_cdf
@@ -56,7 +57,7 @@ class Selected(Kernel):
         return self.inner.reads
 
     def init(self, state: State) -> State:
-        self.measured.check(self.soft, state.batch.layout, len(state.row))
+        self.measured.check(self.soft, state.batch, "soft")
         return self.inner.init(state)
 
     def check(self, grid: Any) -> None:
@@ -83,12 +84,13 @@ class Selected(Kernel):
     def value(self, denoiser: Any, state: State, step: Step) -> tuple[Tensor, Info]:
         """-loss (n,) of what the codes of a state are expected to decode to, and what it cost."""
         canvas = Canvas.of(self.soft, state)
-        if not len(canvas.index):
-            return -self.measured(self.soft.decode(canvas.known), state.row).double(), Info(decoded=len(state.row))
-        prediction = own(denoiser, self.process, state, step)
-        e = canvas.expect(canvas.prior(prediction).exp())
-        cost = prediction.info._replace(head_rows=len(canvas.index), decoded=prediction.info.decoded + len(state.row))
-        return -self.measured(self.soft.decode(e), state.row).double(), cost
+        e, cost = canvas.known, Info()
+        if len(canvas.index):
+            prediction = own(denoiser, self.process, state, step)
+            e = canvas.expect(canvas.prior(prediction).exp())
+            cost = prediction.info._replace(head_rows=len(canvas.index))
+        loss = finite(self.measured(self.soft.decode(e), state.row).double(), f"step {step.index}: ")
+        return -loss.clamp(max=1e300), cost._replace(decoded=cost.decoded + len(state.row))  # inf - inf is no number
 
 
 def best_of(
@@ -101,12 +103,12 @@ def best_of(
     measurement that does not fit.
     """
     checked("count", count, count >= 1, "at least one run")
-    measured.check(soft, batch.layout, len(batch.tokens))
+    measured.check(soft, batch, "codes")
     seeds = [seed + i for i in range(count * len(batch.tokens))] if isinstance(seed, int) else list(seed)
     state, info = run(denoiser, batch.repeat(count), seeds)
     codes = state.batch.symbols(state.tokens)[:, soft.columns(batch.layout)]
     with torch.no_grad():
         loss = measured(soft.data(codes), torch.div(state.row, count, rounding_mode="floor"))
-    kept = loss.view(-1, count).argmin(1)
+    kept = finite(loss, "").view(-1, count).argmin(1)
     chosen = torch.arange(len(kept), device=kept.device) * count + kept
     return state.rows(chosen), info._replace(decoded=info.decoded + len(loss))

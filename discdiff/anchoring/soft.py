@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from discdiff.config import checked
-from discdiff.layout import Layout
+from discdiff.layout import Layout, TokenBatch
 
 DISTANCES: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "l1": lambda r, _: r.abs().sum(1),
@@ -74,9 +74,11 @@ class SoftDecode:
         """The segment's columns (slots, depth). Raises ValueError where the codebook does not fit it."""
         checked("segment", self.segment, self.segment in layout.names, f"choose from {', '.join(layout.names)}")
         segment = next(s for s in layout.segments if s.name == self.segment)
-        sizes = {int(n) for n in layout.tables().size[layout.columns(self.segment)]}
+        sizes = {layout.alphabets[int(n)][1] for n in layout.tables().alphabet[layout.columns(self.segment)].unique()}
         fits = layout.depth(segment) == self.depth and sizes == {self.codebook.shape[1]}
-        remedy = f"segment {self.segment!r} has depth {layout.depth(segment)} and {sorted(sizes)} symbols: another tokenizer?"
+        remedy = (
+            f"segment {self.segment!r} has depth {layout.depth(segment)} and {sorted(sizes)} codes: another tokenizer?"
+        )
         checked("codebook", tuple(self.codebook.shape), fits, remedy)
         return layout.columns(self.segment).view(-1, self.depth)
 
@@ -113,19 +115,36 @@ class Measured:
         """For a run of which every row is there `copies` times in a row."""
         return replace(self, y=self.y.repeat_interleave(copies, 0))
 
-    def check(self, soft: SoftDecode, layout: Layout, rows: int) -> None:
-        """Raise ValueError unless the operator makes of data what was measured, for so many rows."""
+    def check(self, soft: SoftDecode, batch: TokenBatch, needs: str = "gradient") -> None:
+        """Raise ValueError unless every row of the batch has a measurement, codebook and layout agree, and the operator makes
+        of one decoded row what was measured; needs: "gradient" through decoder and operator, "soft", through the decoder alone,
+        or "codes", none.
+        """
+        rows, length = batch.tokens.shape
+        whole_rows(length, batch.layout)
         checked("y", len(self.y), len(self.y) == rows, f"the run has {rows} rows: one measurement each")
-        slots = len(soft.columns(layout))
-        with torch.no_grad():
-            made = self.operator(soft.decode(soft.codebook.new_zeros(1, slots, soft.codebook.shape[2])))
-        seen = tuple(self.y.shape[1:])
-        checked("operator", tuple(made.shape[1:]), made.shape[1:] == self.y.shape[1:], f"a measurement has {seen}")
+        slots, kind = len(soft.columns(batch.layout)), type(self.operator).__name__
+        with torch.enable_grad():
+            e = soft.codebook[:, 0].sum(0).expand(1, slots, -1).clone().requires_grad_()
+            x = soft.decode(e)
+            smooth = x.requires_grad or needs == "codes"
+            checked("decode", tuple(x.shape), smooth, "no gradient reaches the embeddings: a soft decode is needed")
+            made = self.operator(x)
+            seen = (1, *self.y.shape[1:])
+            checked("operator", tuple(made.shape), made.shape == seen, f"one row of the measurement y is {seen}")
+            for name, term in self._terms(made, self.y[:1]).items():
+                checked(name, tuple(term.shape), term.shape == (1,), "a number per row, (n,), is needed")
+            if needs == "gradient":
+                smooth = made.requires_grad and torch.autograd.grad(made.sum(), e, allow_unused=True)[0] is not None
+                checked("operator", kind, smooth, "no gradient passes through it: take Selected, SplitGibbs or best_of")
 
     def terms(self, x: Tensor, row: Tensor) -> dict[str, Tensor]:
         """Each term (n,) of data (n, ...) that are of the rows `row` (n,) of the run."""
-        made, y = self.operator(x), self.y[row]
-        found = {self.distance: self.weight * DISTANCES[self.distance]((made - y).flatten(1), self.sigma)}
+        return self._terms(self.operator(x), self.y[row])
+
+    def _terms(self, made: Tensor, y: Tensor) -> dict[str, Tensor]:
+        apart = (made - y).reshape(len(y), -1)
+        found = {self.distance: self.weight * DISTANCES[self.distance](apart, self.sigma)}
         if self.perceptual is not None:
             found["perceptual"] = self.perceptual_weight * self.perceptual(made, y)
         return found
@@ -133,3 +152,9 @@ class Measured:
     def __call__(self, x: Tensor, row: Tensor) -> Tensor:
         """The sum of the terms (n,)."""
         return torch.stack(list(self.terms(x, row).values())).sum(0)
+
+
+def whole_rows(length: int, layout: Layout) -> None:
+    """Raise ValueError for rows that are packed, cut or padded: their columns are not those of the layout."""
+    remedy = f"posterior sampling takes one whole sample of {layout.length} per row"
+    checked("length", length, length == layout.length, remedy)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from discdiff.anchoring.adam import Adam
 from discdiff.anchoring.anchored import own
 from discdiff.anchoring.canvas import Canvas, tabled
-from discdiff.anchoring.descent import slope
+from discdiff.anchoring.descent import away, project, slope
+from discdiff.anchoring.failures import Failures
 from discdiff.anchoring.soft import Measured, SoftDecode
 from discdiff.config import checked
 from discdiff.denoisers import Prediction
 from discdiff.denoisers.wrappers import Wrapper
+from discdiff.kernels.ancestral import sites
 from discdiff.kernels.base import Kernel, arrive, ask, select
 from discdiff.layout import TokenBatch
-from discdiff.noise import CORRUPT, TOKEN, WAKE, Noise
+from discdiff.noise import CORRUPT, TOKEN, WAKE, Noise, row_seeds
 from discdiff.processes import Absorbing, Process
-from discdiff.types import Info, State, Step
+from discdiff.types import Info, State, Step, per_position
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class StarShaped(Kernel):
     """x0 ~ prediction at every free position, then x_s ~ q(x_s | x0), independent of x_t (G2D2, arXiv 2410.14710).
 
     Nothing is final before time 0, so that early mistakes can be undone. Biased: a position's next value forgets the present
-    one's company.
+    one's company. Where a token can only come from itself, as with Absorbing, it is its own x0, until the noise takes it: the
+    network is not asked, nor does a table say anything there; with processes that replace codes it does everywhere.
     """
 
     process: Process = field(default_factory=Absorbing)
@@ -41,17 +46,21 @@ class StarShaped(Kernel):
         index = select(state.free & (step.s < step.t))
         if not len(index):
             return arrive(state, step), Info()
-        asked = ask(denoiser, self.process, state, step, noise, index)
-        drawn = asked.prediction.draw(asked.index, asked.noise, TOKEN)
-        s = step.s.expand(state.tokens.shape).reshape(-1)[index]
-        x0, alphabet = state.batch.symbols(drawn.tokens, index), state.batch.sites(index)
+        x, t, s, alphabet = sites(state, step, index)
+        x0, info = x, Info()
+        unsure = (self.process.own_shift(x, t, alphabet) < torch.inf).nonzero()[:, 0]
+        if len(unsure):
+            asked = ask(denoiser, self.process, state, step, noise, index[unsure])
+            drawn = asked.prediction.draw(asked.index, asked.noise, TOKEN)
+            x0 = x.scatter(0, unsure, state.batch.symbols(drawn.tokens, index[unsure]))
+            info = asked.info._replace(entropy=-drawn.log_prob.mean())
         noisy = self.process.corrupt(x0, s, noise.uniform(CORRUPT, index), alphabet)
         noisy = torch.where(s > 0, noisy, x0)
+        sure = (s <= 0) | ~(self.process.own_shift(noisy, s, alphabet) < torch.inf)
         tokens = state.tokens.reshape(-1).scatter(0, index, state.batch.ids(noisy, index)).view(state.tokens.shape)
-        done = state.free & (step.s <= 0)
-        count = (done & ~state.committed).sum()
-        after = arrive(state, step)._replace(tokens=tokens, committed=state.committed | done)
-        return after, asked.info._replace(committed=count, entropy=-drawn.log_prob.mean())
+        committed = state.committed.reshape(-1).scatter(0, index, sure).view(state.tokens.shape)
+        info = info._replace(committed=(committed & ~state.committed).sum())
+        return arrive(state, step)._replace(tokens=tokens, committed=committed), info
 
 
 @dataclass(frozen=True)
@@ -68,42 +77,54 @@ class Relaxed:
     rate_span: float = 2.0
     kl: float = 3e-4
     kl_span: float = 2.0
-    seed: int = 0
+    seed: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
         checked("steps", self.steps, self.steps >= 1, "at least one inner step")
         checked("rate", self.rate, 0 < self.rate < math.inf, "above 0")
+        for name in ("rate_span", "kl_span"):
+            checked(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number, 0 for no change")
         checked("kl", self.kl, self.kl >= 0, "0 or more, inf to keep the network's table")
 
     @torch.no_grad()
-    def __call__(self, canvas: Canvas, prior: Tensor, measured: Measured, t: float, noise: Noise) -> Tensor:
-        """The optimised log probabilities (m, codes)."""
+    def __call__(
+        self, canvas: Canvas, prior: Tensor, measured: Measured, t: Tensor, noise: Noise, label: str = ""
+    ) -> Tensor:
+        """The optimised log probabilities (m, codes), the rows (n,) of the canvas being at the times t (n,)."""
         if self.kl == math.inf:
             return prior
-        low = prior.clamp(min=-1e4)
-        phi, kl = low.clone(), self.kl * 10 ** (self.kl_span * (t - 0.5))
-        phi.requires_grad_()
-        mover = torch.optim.RAdam([phi], lr=self.rate * 10 ** (self.rate_span * (t - 0.5)))
+        span, owner = t.to(prior) - 0.5, canvas.owner
+        rate, kl = (
+            x * 10 ** (w * span)[owner, None] for x, w in ((self.rate, self.rate_span), (self.kl, self.kl_span))
+        )
+        phi = prior.clamp(min=-1e4)
+        adam, failures = Adam(phi, rate, rectified=True), Failures(canvas.row)
+        active = torch.ones_like(canvas.row, dtype=torch.bool)
+        grad, pull = torch.empty_like(phi), torch.empty_like(phi)
+        terms: dict[str, Tensor] = {}
         for count in range(self.steps):
             u = noise.child(count).uniform(WAKE, canvas.index, phi.shape[1])
-            h = (phi - (-u.log()).log().to(phi)).softmax(-1)
-            _, g = slope(canvas, h, measured, quantised=False)
-            pull = canvas.pull(g)
-            grad = h * (pull - (h * pull).sum(-1, keepdim=True))
-            p = phi.softmax(-1)
-            away = p.log().clamp(min=-1e4) - low
-            phi.grad = grad + kl * p * (away - (p * away).sum(-1, keepdim=True))
-            mover.step()
-            phi.copy_(phi.log_softmax(-1))
-        return phi.detach()
+            h = u.log_().neg_().log_().neg_().to(phi).add_(phi).softmax(-1)
+            terms, g = slope(canvas, h, measured, quantised=False)
+            project(h, canvas.pull(g, grad))
+            away(torch.softmax(phi, -1, out=h), prior, pull)
+            project(h, pull)
+            grad += pull.mul_(kl)
+            terms["gradient"] = g.flatten(1).abs().sum(1)
+            active = failures.note(count, torch.stack(list(terms.values())), active)
+            adam.move(grad, active[owner, None], count)
+            phi.sub_(phi.logsumexp(-1, keepdim=True))
+        if failures.warn(list(terms), label):
+            adam.undo(failures.when[owner])
+        return phi.log_softmax(-1)
 
 
 @dataclass(frozen=True, eq=False)
 class StarTable(Wrapper):
     """The denoiser of G2D2 (arXiv 2410.14710): its table is moved towards a measurement by `Relaxed`, at every open site.
 
-    Goes with `StarShaped`. Its Gumbel noise is that of `Relaxed.seed`, the row of the run and the step. Raises ValueError
-    before the first network call for what does not fit.
+    Goes with `StarShaped`. Its Gumbel noise is that of `Relaxed.seed`, one or one per row (as `discdiff.row_seeds` gives), and
+    the step. Raises ValueError before the first network call for what does not fit.
     """
 
     soft: SoftDecode
@@ -116,18 +137,21 @@ class StarTable(Wrapper):
         return "own"
 
     def start(self, batch: TokenBatch) -> Any:
-        self.measured.check(self.soft, batch.layout, len(batch.tokens))
-        return super().start(batch)
+        self.measured.check(self.soft, batch)
+        row_seeds(self.relaxed.seed, len(batch.tokens))  # raises where they are not as many
+        return replace(self, inner=self.inner.start(batch))  # another one: rows may not run ahead, steps name the noise
 
+    @torch.no_grad()
     def __call__(self, state: State, step: Step) -> Prediction:
         prediction = own(self.inner, self.process, state, step)
         canvas = Canvas.of(self.soft, state)
         if not len(canvas.index):
             return prediction
-        seeds = self.relaxed.seed * 1_000_003 + state.row
-        noise = Noise.seeded(seeds.cpu(), state.valid).step(step.index)
-        t = float(torch.as_tensor(step.t).max())
-        logits = self.relaxed(canvas, canvas.prior(prediction), self.measured, t, noise)
+        seeds = row_seeds(self.relaxed.seed, len(self.measured.y))[state.row.cpu()]
+        noise = Noise.seeded(seeds, state.valid).step(step.index)
+        t = per_position(step.t, state.tokens).expand(state.tokens.shape).amax(1)
+        label = f"step {step.index}: "
+        logits = self.relaxed(canvas, canvas.prior(prediction), self.measured, t, noise, label)
         made = tabled(canvas, prediction, logits)
         count = 0 if self.relaxed.kl == math.inf else self.relaxed.steps * len(canvas.row)
         return replace(made, cost=made.info._replace(decoded=made.info.decoded + count))

@@ -11,6 +11,7 @@ import torch
 from discdiff.anchoring.anchored import own
 from discdiff.anchoring.canvas import Canvas, tabled
 from discdiff.anchoring.descent import slope
+from discdiff.anchoring.failures import Failures
 from discdiff.anchoring.soft import Measured, SoftDecode
 from discdiff.config import checked
 from discdiff.denoisers import Prediction
@@ -42,7 +43,7 @@ class Steered(Wrapper):
         return "own"
 
     def start(self, batch: TokenBatch) -> Any:
-        self.measured.check(self.soft, batch.layout, len(batch.tokens))
+        self.measured.check(self.soft, batch)
         return super().start(batch)
 
     @torch.no_grad()
@@ -52,7 +53,10 @@ class Steered(Wrapper):
         if not len(canvas.index) or not self.scale:
             return prediction
         prior = canvas.prior(prediction)
-        _, g = slope(canvas, prior.exp(), self.measured, quantised=False)
-        pull = canvas.pull(g)
+        terms, g = slope(canvas, prior.exp(), self.measured, quantised=False)
+        failures, terms["gradient"] = Failures(canvas.row), g.flatten(1).abs().sum(1)
+        whole = failures.note(0, torch.stack(list(terms.values())), torch.ones_like(canvas.row, dtype=torch.bool))
+        failures.warn(list(terms), f"step {step.index}: ")
+        pull = canvas.pull(g, torch.empty_like(prior)).masked_fill_(~whole[canvas.owner, None], 0.0)
         made = tabled(canvas, prediction, prior - self.scale * (pull - pull.amin(-1, keepdim=True)))
         return replace(made, cost=made.info._replace(decoded=made.info.decoded + len(canvas.row)))
