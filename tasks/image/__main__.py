@@ -1,5 +1,5 @@
-"""python -m tasks.image tokenizer train|evaluate|refit: a codebook for your own pictures; train|sample|inpaint|evaluate: a
-model of its codes.
+"""python -m tasks.image tokenizer train|evaluate|refit: a codebook for your own pictures; train|sample|inpaint|restore|edit|
+evaluate: a model of its codes.
 
 python -m tasks.image tokenizer train --source pictures/ --size 64 --out runs/image
 python -m tasks.image tokenizer train --source train-images-idx3-ubyte.gz --channels 1 --valid_last 2000 --out runs/digits
@@ -9,6 +9,8 @@ python -m tasks.image tokenizer refit runs/image --codes 1024 --out runs/image_1
 python -m tasks.image train --tokenizer runs/digits --condition label --method vq_diffusion --out runs/pictures
 python -m tasks.image sample runs/pictures --condition 7 --count 16 --sampler.steps 32 --sampler.guidance 2
 python -m tasks.image inpaint runs/pictures --picture valid:3 --hole 0.5,0,1,1 --condition 7
+python -m tasks.image restore runs/pictures --operator super_resolution --operator.factor 4 --method aps --condition 7
+python -m tasks.image edit runs/pictures --hole 0.5,0,1,1 --condition 7 --reference style.png
 python -m tasks.image evaluate runs/pictures
 """
 
@@ -20,7 +22,7 @@ from functools import partial
 from transformers.utils.logging import disable_progress_bar
 
 from discdiff.cli import commands, guarded
-from tasks.image import generate, judged
+from tasks.image import generate, judged, restore
 from tasks.image.tokenizer import evaluate, refit_command, train
 
 PROG = "python -m tasks.image"
@@ -29,5 +31,6 @@ if __name__ == "__main__":
     disable_progress_bar()  # of reading and writing weights
     named = {"train": train, "evaluate": evaluate, "refit": refit_command}
     own = {"train": generate.train, "sample": generate.sample, "inpaint": generate.inpaint, "evaluate": judged.evaluate}
+    own |= {"restore": restore.restore, "edit": restore.edit}
     inner = commands(f"{PROG} tokenizer", {n: partial(f, f"{PROG} tokenizer {n}") for n, f in named.items()})
     sys.exit(guarded(commands(PROG, {"tokenizer": inner, **{n: partial(f, f"{PROG} {n}") for n, f in own.items()}})))

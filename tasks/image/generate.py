@@ -204,7 +204,7 @@ def inpaint(prog: str, argv: Sequence[str]) -> None:
     chosen = parse(prog, rest, {"hole": Hole, "drawing": Drawing}, ("folder",))
     wanted, trained = chosen["hole"], opened(Path(chosen["folder"]))
     trained.lexicon.check(wanted.condition)
-    x = _picture(trained, wanted.picture)
+    x = picture_of(trained, wanted.picture)
     codes, grid = quality.encode(trained.tokenizer, x)
     checked("picture", tuple(x.shape[2:]), grid == trained.grid, f"the model makes grids of {trained.grid} codes")
     known = ~touched(grid, wanted.hole)[None].expand(wanted.count, -1)
@@ -217,7 +217,8 @@ def inpaint(prog: str, argv: Sequence[str]) -> None:
     print(page.filled(out / "report.html", x, back, made, known[0].view(grid)))
 
 
-def _picture(trained: Trained, name: str) -> Tensor:
+def picture_of(trained: Trained, name: str) -> Tensor:
+    """A picture uint8 (1, channels, height, width): a file, or valid:N. Raises ValueError where there is none."""
     channels, pictures = trained.tokenizer.config.channels, trained.pictures
     kind, _, number = name.partition(":")
     if kind == "valid" and number.isdigit():

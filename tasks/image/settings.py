@@ -133,6 +133,40 @@ class Hole:
 
 
 @dataclass(frozen=True)
+class Restoration:
+    """What to restore. picture: a file, or "valid:N"; operator: of `tasks.inverse.PICTURES`, its fields as --operator.FIELD;
+    noise: gaussian or poisson, as --noise.FIELD, drawn by noise_seed; measured: a picture file that is the measurement
+    itself, in place of a picture that is measured. method: of `tasks.image.samplers.METHODS`, its options as --method.FIELD;
+    data term as --data.FIELD, sampler as --sampler.KNOB. condition: what is said of the picture; count: of restorations.
+    """
+
+    picture: str = "valid:0"
+    measured: str = ""
+    operator: str = "super_resolution"
+    noise: str = "gaussian"
+    noise_seed: int = 0
+    method: str = "aps"
+    condition: str = ""
+    count: int = 1
+    out: str = "runs/restored"
+
+    def __post_init__(self) -> None:
+        checked("count", self.count, self.count >= 1, "at least 1")
+        alone = not self.measured or self.picture == type(self).picture
+        checked("picture", self.picture, alone, "a measurement is given already: leave one of the two out")
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What leads an edit beside its condition. reference: a picture file whose style the hole takes on, features as
+    --style.FIELD, "" for none; method: of `tasks.image.samplers.METHODS`, "" for aps with a reference and prior without.
+    """
+
+    reference: str = ""
+    method: str = ""
+
+
+@dataclass(frozen=True)
 class Judged:
     """How much to evaluate: pictures drawn, steps of the judge's training, its seed."""
 

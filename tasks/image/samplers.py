@@ -1,0 +1,207 @@
+"""The table of posterior samplers: what each is built from, and the options a command line has for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from discdiff.anchoring import (
+    Anchored,
+    Canvas,
+    Descent,
+    Measured,
+    Relaxed,
+    Selected,
+    SoftDecode,
+    SplitGibbs,
+    StarShaped,
+    StarTable,
+    Steered,
+    best_of,
+)
+from discdiff.config import build, checked
+from discdiff.denoisers import Prediction, Wrapper
+from discdiff.kernels.base import own_transform
+from discdiff.layout import TokenBatch
+from discdiff.processes import Absorbing, Process
+from discdiff.sampling import Sampler, sampler
+from discdiff.sampling.sampler import Common, preset
+from discdiff.types import Info, State, Step
+
+Run = Callable[..., tuple[State, Info]]  # (denoiser, batch, seeds, callback)
+Seen = Callable[[Tensor, float, Tensor], None]
+_PLAIN = (bool, int, float, str)
+
+
+def plain(*parts: type, without: Sequence[str] = ()) -> type:
+    """A frozen dataclass of the fields of parts that are numbers, words or tuples of them: what a command line can say."""
+    fields = []
+    for part in parts:
+        hints = typing.get_type_hints(part)
+        for f in dataclasses.fields(part):
+            inside = typing.get_args(hints[f.name]) if typing.get_origin(hints[f.name]) is tuple else (hints[f.name],)
+            if f.init and f.name not in without and all(each in _PLAIN for each in inside):
+                fields.append((f.name, hints[f.name], dataclasses.field(default=f.default)))
+    made = dataclasses.make_dataclass("".join(part.__name__ for part in parts) or "Nothing", fields, frozen=True)
+    made.__doc__ = f"Options of {', '.join(part.__name__ for part in parts) or 'nothing'}."
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class Watched(Wrapper):
+    """The denoiser as it is; `seen(row (n,), time, embeddings (n, slots, d))` is told what every prediction expects."""
+
+    soft: SoftDecode
+    process: Process
+    seen: Seen
+
+    def __call__(self, state: State, step: Step) -> Prediction:
+        prediction = self.inner(state, step)
+        canvas = Canvas.of(self.soft, state)
+        if len(canvas.index):
+            own = self.inner.kind == "own"
+            meant = prediction if own else prediction.then(own_transform(self.process, state, step))
+            self.seen(state.row, float(step.t.max()), canvas.expect(canvas.prior(meant).exp()))
+        return prediction
+
+
+class Case(NamedTuple):
+    """What a run is built from: the model's process and the name of the sampler it has by itself, how codes become data, what
+    was measured, the method's options, the sampler's knobs, the seeds of the rows, and who watches.
+    """
+
+    process: Process
+    usual: str
+    soft: SoftDecode
+    measured: Measured
+    options: Any
+    knobs: dict[str, Any]
+    seeds: Sequence[int] = (0,)
+    seen: Seen | None = None
+
+    def part(self, kind: Any, *values: Any, **more: Any) -> Any:
+        """A part with what the options say of its fields."""
+        said = {f.name for f in dataclasses.fields(self.options)} & {f.name for f in dataclasses.fields(kind)}
+        return kind(*values, **{name: getattr(self.options, name) for name in said}, **more)
+
+    def base(self, usual: str = "") -> tuple[Sampler, Process]:
+        """The sampler that was asked for, or else the usual one, and the process it runs."""
+        knobs = dict(self.knobs)
+        name = knobs.pop("sampler", "") or usual or self.usual
+        process = process_for(name, self.process)
+        return sampler(name, process, **knobs), process
+
+    def own(self, kernel: Any) -> Sampler:
+        """A sampler of a kernel, with the settings that every sampler takes."""
+        given = self.knobs.get("sampler", "")
+        checked("sampler", given, given == "", f"{type(kernel).__name__} is a sampler of its own: leave it out")
+        return Sampler(kernel, build(Common, {k: v for k, v in self.knobs.items() if k != "sampler"}))
+
+    def watched(self, run: Sampler) -> Sampler:
+        """The sampler, watched where somebody does."""
+        seen = self.seen
+        if seen is None:
+            return run
+        return _around(run, lambda inner: Watched(inner, self.soft, run.kernel.process, seen))
+
+
+def process_for(name: str, process: Process) -> Process:
+    """A model's process where a sampler takes it; else masks alone, if the model has seen masks: the network is then asked as
+    a mask predictor, as APS asks that of VQ-Diffusion (arXiv 2510.02291).
+    """
+    try:
+        preset(name).build(process)
+    except ValueError:
+        return Absorbing() if masks(process) else process
+    return process
+
+
+def masks(process: Process) -> bool:
+    """Whether a process masks at all."""
+    return float(process.marginal(torch.full((), 0.5, dtype=torch.float64), 2).mask) > 0
+
+
+def _around(run: Sampler, wrap: Callable[[Any], Any]) -> Sampler:
+    inner = run.wrap
+    return replace(run, wrap=wrap if inner is None else lambda denoiser: wrap(inner(denoiser)))
+
+
+def _aps(case: Case) -> Run:
+    run, process = case.base("confidence" if masks(case.process) else "ancestral")
+    own = {"descent": case.part(Descent), "process": process}
+    return case.watched(_around(run, lambda inner: case.part(Anchored, inner, case.soft, case.measured, **own)))
+
+
+def _g2d2(case: Case) -> Run:
+    own = {"relaxed": case.part(Relaxed, seed=case.seeds), "process": case.process}
+    run = case.own(StarShaped(case.process))
+    return case.watched(_around(run, lambda inner: StarTable(inner, case.soft, case.measured, **own)))
+
+
+def _sgdd(case: Case) -> Run:
+    return case.watched(case.own(case.part(SplitGibbs, case.process, case.soft, case.measured)))
+
+
+def _svdd(case: Case) -> Run:
+    run, _ = case.base()
+    return case.watched(replace(run, kernel=case.part(Selected, run.kernel, case.soft, case.measured)))
+
+
+def _gradient(case: Case) -> Run:
+    run, process = case.base()
+    return case.watched(
+        _around(run, lambda inner: case.part(Steered, inner, case.soft, case.measured, process=process))
+    )
+
+
+def _best_of(case: Case) -> Run:
+    base, count = case.watched(case.base()[0]), case.options.count
+
+    def run(denoiser: Any, batch: TokenBatch, seeds: Sequence[int], callback: Any = None) -> tuple[State, Info]:
+        each = [seed + copy * 1_000_003 for seed in seeds for copy in range(count)]  # rows do not share any
+        return best_of(base, denoiser, batch, case.soft, case.measured, count, each)
+
+    return run
+
+
+def _prior(case: Case) -> Run:
+    return case.watched(case.base()[0])
+
+
+@dataclass(frozen=True)
+class Method:
+    """build: of a `Case`; options: a dataclass of what can be said of it; steps: where nothing else is said, 0 for the
+    sampler's own; own: it goes with no sampler by name; ahead: it asks for all open codes at once, which an autoregressive
+    model cannot tell.
+    """
+
+    build: Callable[[Case], Run]
+    options: type
+    summary: str
+    paper: str = ""
+    steps: int = 0
+    own: bool = False
+    ahead: bool = True
+
+
+_COUNT = inspect.signature(best_of).parameters["count"].default
+_COPIES = dataclasses.make_dataclass("BestOf", [("count", int, dataclasses.field(default=_COUNT))], frozen=True)
+
+METHODS: dict[str, Method] = {
+    "aps": Method(_aps, plain(Anchored, Descent), "the table is moved to the measurement", "2510.02291", 15),
+    "g2d2": Method(
+        _g2d2, plain(Relaxed, without=("seed",)), "a relaxed table, star-shaped noise", "2410.14710", 100, own=True
+    ),
+    "sgdd": Method(_sgdd, plain(SplitGibbs), "split Gibbs sampling", "2503.01161", 50, own=True),
+    "svdd": Method(_svdd, plain(Selected), "of several children one is kept at every step", "2408.08252"),
+    "gradient": Method(_gradient, plain(Steered), "one gradient per step tilts the table", "2209.14734"),
+    "best_of": Method(_best_of, _COPIES, "the best of several runs", ahead=False),
+    "prior": Method(_prior, plain(), "the model alone, whatever was measured", ahead=False),
+}

@@ -1,0 +1,261 @@
+"""python -m tasks.image restore|edit: every method end to end, what it does to the measurement, and what is refused."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from picture_toy import picture, quiet, run  # noqa: F401  (quiet acts by itself)
+from PIL import Image
+
+from discdiff.anchoring import Measured
+from tasks.image import generate, posterior, restore
+from tasks.image.fidelity import figures, off
+from tasks.image.generate import touched
+from tasks.image.samplers import METHODS
+from tasks.image.style import Style
+from tasks.inverse import OPERATORS, RandomInpainting, SuperResolution, measure
+from tokenizers_vq.image import from_bytes
+
+once = functools.cache(generate.opened)
+FAST = {
+    "aps": ("--method.steps", 4, "--sampler.steps", 3),
+    "g2d2": ("--method.steps", 3, "--sampler.steps", 3),
+    "sgdd": ("--method.steps", 2, "--method.moves", 20, "--sampler.steps", 3),
+    "svdd": ("--method.count", 3, "--sampler.steps", 3),
+    "gradient": ("--method.scale", 0.5, "--sampler.steps", 3),
+    "best_of": ("--method.count", 3, "--sampler.steps", 3),
+    "prior": ("--sampler.steps", 3),
+}
+
+
+@pytest.fixture
+def kept(picture_model, monkeypatch):
+    """As `picture_model`, its folders read once for all."""
+    monkeypatch.setattr(generate, "opened", once)
+    return picture_model
+
+
+def red(trained, count=1):
+    """A validation picture in [-1, 1], `count` times."""
+    x = from_bytes(generate.load_said(trained.pictures, 3)[1].x[-1:])
+    return x.expand(count, -1, -1, -1)
+
+
+# -- the command -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_restore(kept, method, tmp_path, capsys):
+    folder = kept("vq_diffusion")
+    asked = ("--picture", "valid:3", "--operator", "super_resolution", "--operator.factor", 2, "--count", 2)
+    argv = (*asked, "--method", method, *FAST[method], "--condition", "red", "--out", tmp_path)
+    assert run(restore.restore, folder, *argv) == 0, capsys.readouterr().err
+    names = {"original.png", "measurement.png", "restored_1.png", "restored_2.png", "report.html", "metrics.json"}
+    assert {f.name for f in tmp_path.iterdir()} == names
+    assert Image.open(tmp_path / "measurement.png").size == (6, 6)
+    assert Image.open(tmp_path / "restored_1.png").size == (12, 12)
+    page = (tmp_path / "report.html").read_text()
+    assert "Before and after" in page and "On the way" in page and "http" not in page.replace("http://www.w3.org", "")
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    rows = {row["picture"]: row for row in found["rows"]}
+    assert set(rows) == {"original", "codes", "restored 1", "restored 2", "mean"} and found["sigma"] == 0.05
+    assert 0.02 < rows["original"]["measurement_error"] < 0.08  # of the truth it is the noise
+    assert rows["codes"]["psnr"] > 0 and rows["original"]["psnr"] is None and found["nfe"] >= 3
+
+
+def test_a_measurement_from_a_file(kept, tmp_path, capsys):
+    picture(180, 20, 3, 6).save(tmp_path / "small.png")
+    asked = ("--measured", tmp_path / "small.png", "--operator.factor", 2, "--count", 1, *FAST["aps"])
+    assert run(restore.restore, kept("maskgit"), *asked, "--out", tmp_path / "a") == 0, capsys.readouterr().err
+    names = {"measurement.png", "restored_1.png", "report.html", "metrics.json"}
+    assert {f.name for f in (tmp_path / "a").iterdir()} == names
+    rows = json.loads((tmp_path / "a" / "metrics.json").read_text())["rows"]
+    assert [row["picture"] for row in rows] == ["restored"] and rows[0]["psnr"] is None
+
+
+def test_edit(kept, tmp_path, capsys):
+    folder = kept("vq_diffusion")
+    picture(20, 190, 5, 24).save(tmp_path / "blue.png")
+    asked = ("--picture", "valid:3", "--hole", "0.5,0,1,1", "--condition", "dark blue", "--count", 2)
+    led = ("--reference", tmp_path / "blue.png", "--style.width", 4, "--data.sigma", 0.1, *FAST["aps"])
+    for name, more in (("plain", ("--sampler.guidance", 2, "--sampler.steps", 3)), ("led", led)):
+        assert run(restore.edit, folder, *asked, *more, "--out", tmp_path / name) == 0, capsys.readouterr().err
+        assert {f.name for f in (tmp_path / name).iterdir()} == {"edited_1.png", "edited_2.png", "report.html"}
+    assert "distance of style" in (tmp_path / "led" / "report.html").read_text()
+    assert "distance of style" not in (tmp_path / "plain" / "report.html").read_text()
+
+
+# -- what it does ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [
+        ("aps", "vq_diffusion"),
+        ("aps", "vq_ddm"),
+        ("g2d2", "vq_ddm"),
+        ("svdd", "maskgit"),
+        ("sgdd", "vq_ddm"),
+        ("best_of", "autoregressive"),
+    ],
+)
+def test_a_measurement_is_obeyed(kept, method, model):
+    trained, operator = once(kept(model)), SuperResolution(2)
+    x = red(trained, 8)
+    measured = Measured(operator, measure(operator, x))
+    options = {
+        "aps": {"steps": 30},
+        "g2d2": {"steps": 10},
+        "svdd": {"count": 6},
+        "sgdd": {"steps": 2, "moves": 60},
+        "best_of": {"count": 20},
+    }
+    steps = 0 if model == "autoregressive" else 6
+    said = ["red"] * 8
+    made = posterior.restore(trained, measured, said, method, steps, options=options.get(method))
+    alone = posterior.restore(trained, measured, said, "prior", steps)
+    assert made.pictures.shape == x.shape and made.codes.shape == (8, 9, 1) and made.info.decoded > 0
+    assert off(operator, made.pictures, measured.y).mean() < 0.95 * off(operator, alone.pictures, measured.y).mean()
+    assert alone.info.decoded == 0
+
+
+def test_rows_of_a_run(kept):
+    """Pictures do not depend on how many are made at once, known codes stay, and the prior is what `sample` draws."""
+    trained, operator = once(kept("maskgit")), RandomInpainting(0.5)
+    measured = Measured(operator, measure(operator, red(trained, 5)))
+    codes = torch.randint(0, 16, (5, 9, 1), generator=torch.Generator().manual_seed(0))
+    known = ~touched(trained.grid, (0.5, 0, 1, 1)).expand(5, -1)
+    said = ["red", "", "dark blue", "red", ""]
+
+    def made(batch, seed=4, method="aps"):
+        own = {"aps": {"steps": 3, "take": "sample"}, "g2d2": {"steps": 3}}
+        more = {"codes": codes, "known": known, "batch": batch, "options": own.get(method)}
+        return posterior.restore(trained, measured, said, method, 3, seed, **more)
+
+    whole = made(32)
+    assert torch.equal(made(2).codes, whole.codes) and not torch.equal(made(32, 5).codes, whole.codes)
+    assert torch.equal(made(2, method="g2d2").codes, made(32, method="g2d2").codes)
+    assert torch.equal(whole.codes[known], codes[known]) and not torch.equal(whole.codes[~known], codes[~known])
+    given = {"codes": codes, "known": known, "steps": 3}
+    assert torch.equal(made(32, method="prior").codes, generate.drawn(trained, said, 4, **given)[1])
+
+
+def test_figures_of_a_masked_measurement():
+    """The error is over the pixels that were measured: that of the truth is the noise."""
+    operator, x = RandomInpainting(0.7), torch.rand(1, 3, 40, 40) * 2 - 1
+    y = measure(operator, x) + operator(0.1 * torch.ones_like(x))
+    rows = {
+        row["picture"]: row
+        for row in figures(operator, y, {"original": x, "restored": torch.stack([x[0], x[0] + 0.2])})
+    }
+    assert rows["original"]["measurement_error"] == pytest.approx(0.1, rel=1e-5)
+    assert rows["restored 2"]["measurement_error"] == pytest.approx(0.1, rel=1e-5) and rows["restored 1"]["ssim"] == 1
+    assert rows["restored 2"]["psnr"] == pytest.approx(20, abs=1e-3)  # 10 log10(2^2 / 0.2^2)
+
+
+def test_style():
+    style, draw = Style(2, 4), torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, 16, 16, generator=draw, dtype=torch.float64) * 2 - 1
+    grams = style.grams(x)
+    assert [tuple(g.shape) for g in grams] == [(1, 36), (1, 36)]  # 1, three colours and four filters
+    assert torch.allclose(grams[0][0, :4], torch.cat([torch.ones(1), x.mean((0, 2, 3))]).double())
+    assert not torch.equal(style(x), Style(2, 4, seed=1)(x)) and torch.equal(style(x), Style(2, 4)(x))
+    left = torch.arange(16).expand(16, 16) < 8
+    outside = torch.where(torch.arange(16) > 9, 1.0, x)  # far from the region
+    assert torch.allclose(style.grams(outside, left)[0], style.grams(x, left)[0])
+    assert not torch.allclose(style.grams(outside)[0], style.grams(x)[0])
+    near = style.near(x, 2, sigma=0.1)
+    z = torch.cat([x, x.flip(1)]).requires_grad_()
+    loss = near(z, torch.arange(2))
+    loss.sum().backward()
+    assert loss[0] < 1e-12 < loss[1] and bool(torch.isfinite(z.grad).all())
+
+
+def test_a_reference_leads(kept):
+    trained, style = once(kept("vq_diffusion")), Style(2, 4)
+    measured = style.near(red(trained), 4, sigma=0.02)
+    run_of = functools.partial(posterior.restore, trained, measured, ["dark blue"] * 4)
+    led, alone = run_of("aps", 4, options={"steps": 20}), run_of("prior", 4)
+    here = torch.arange(4)
+    assert measured(led.pictures, here).mean() < 0.9 * measured(alone.pictures, here).mean()
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--operator", "super_resolutoin"), "operator is 'super_resolutoin': choose from super_resolution"),
+        (("--operator.factr", 4), "did you mean --operator.factor?"),
+        (("--operator.factor", 5), "height and width is (12, 12): multiples of factor = 5"),
+        (("--operator", "box_inpainting", "--operator.box", "0,0,1,1"), "smaller, it touches all of 12 x 12 pixels"),
+        (("--operator", "nonlinear_blur"), "network is '': give a callable, or a file that save_blur wrote"),
+        (("--noise.sigma", -1), "sigma is -1.0: a standard deviation of 0 or more"),
+        (("--noise", "white"), "noise is 'white': choose from gaussian, poisson"),
+        (("--method", "asp"), "method is 'asp': choose from aps, g2d2"),
+        (("--method.rat", 1), "did you mean --method.rate?"),
+        (("--method.rank", "best"), "rank is 'best': choose from table, prior"),
+        (("--method", "svdd", "--method.count", 0), "count is 0: at least one child"),
+        (("--method", "g2d2", "--sampler", "halton"), "sampler is 'halton': g2d2 is a sampler of its own"),
+        (("--data.distance", "l3"), "distance is 'l3': choose from l1, l2, gaussian"),
+        (("--data.sigma", 0), "sigma is 0.0: above 0"),
+        (("--sampler", "confidence", "--sampler.stepz", 4), "did you mean --sampler.steps?"),
+        (("--condition", "green"), "no training caption has 'green'"),
+        (("--picture", "16.png"), "picture is (3, 16, 16): the model makes pictures (3, 12, 12)"),
+        (("--measured", "16.png"), "shape of y is (1, 3, 16, 16): it makes (1, 3, 3, 3) of (1, 3, 12, 12)"),
+        (("--measured", "none.png"), "there is no file 'none.png'"),
+        (("--measured", "16.png", "--picture", "valid:1"), "picture is 'valid:1': a measurement is given already"),
+        (("--count", 0), "count is 0: at least 1"),
+    ],
+)
+def test_bad_restorations(kept, argv, message, tmp_path, capsys, monkeypatch):
+    folder = kept("vq_diffusion")
+    monkeypatch.chdir(tmp_path)
+    picture(9, 9, 0, 16).save("16.png")
+    trained = once(folder)
+    monkeypatch.setattr(type(trained.model), "forward", None)  # no network call
+    assert run(restore.restore, folder, *argv, "--out", "restored") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "restored").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "message"),
+    [
+        ("maskgit", "sgdd", "process is 'Absorbing': "),
+        ("autoregressive", "aps", "an autoregressive model tells of the next code alone: best_of or prior"),
+        ("vq_ddm", "confidence", "Commit fills masks: it needs Absorbing, not Uniform"),
+    ],
+)
+def test_methods_that_do_not_fit_the_model(kept, model, method, message, tmp_path, capsys):
+    argv = ("--sampler", method) if method not in METHODS else ("--method", method)
+    assert run(restore.restore, kept(model), *argv, "--operator.factor", 2, "--out", tmp_path / "restored") == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "restored").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--method", "aps"), "method is 'aps': it is led by a picture: give --reference"),
+        (("--style.width", 4), "flags is ['--style']: they go with --reference"),
+        (("--reference", "none.png"), "there is no file 'none.png'"),
+        (("--reference", "tiny.png", "--style.levels", 3), "height and width is (4, 4): at least 12 for 3 levels"),
+        (("--hole", "0.5,0,0.5,1"), "left < right"),
+    ],
+)
+def test_bad_edits(kept, argv, message, tmp_path, capsys, monkeypatch):
+    folder = kept("vq_diffusion")
+    monkeypatch.chdir(tmp_path)
+    picture(9, 9, 0, 4).save("tiny.png")
+    assert run(restore.edit, folder, *argv, "--out", "edited") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "edited").exists()
+
+
+def test_the_page_lists_what_there_is():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "inverse.md").read_text()
+    operators, methods = text.split("## Methods")
+    assert all(f"`{name}`" in operators for name in OPERATORS) and all(f"| `{name}` |" in methods for name in METHODS)
