@@ -96,7 +96,7 @@ def untrained(settings: Policy, episodes: Iterable[Episode], seed: int, longest:
     layout = layout_of(settings, actions.shape[1], lexicon)
     network = ContinuousModel if settings.method in CONTINUOUS else DiscDiffModel
     model = network.seeded(config_of(settings, layout, state.shape[1]), seed).eval()
-    steps = 8 if settings.method == "flow" else 1
+    steps = {"flow": 8, "masked": 4}.get(settings.method, 1)
     return ActionPolicy(model, tokenizer, lexicon, Scale.of(state), settings, Decoding(steps=steps))
 
 
