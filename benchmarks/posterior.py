@@ -1,0 +1,257 @@
+"""Pictures of which something was measured: APS and its rivals on one base model, one data term and the same seeds.
+
+    python -m benchmarks.posterior [--data mnist28|tiles32] [--tasks sr,inpaint] [--methods aps_own,sgdd] [--part table]
+
+The base model is the VQ-Diffusion network of `benchmarks.image_generation` (digits) or `benchmarks.image_captions` (tiles), its
+folder in `models`; it is told nothing. A row is a step of the ablation of APS or a rival, at settings chosen on other
+pictures. Beside them: what the model makes of nothing measured (prior), what the true codes give (ceiling), and a small network
+trained to undo this one measurement by squared error (regression), which no sampler has: its PSNR says how much of the
+picture a measurement holds. In `out` one JSON per (data, task, method); what is there, of the same model and the same settings
+of the method, is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import image_captions, image_generation
+from benchmarks.posterior_table import written_table
+from benchmarks.results import same_run
+from discdiff.anchoring import Measured
+from discdiff.cli import guarded, parse
+from discdiff.config import checked
+from discdiff.metrics import feature_distance, psnr, ssim
+from discdiff.report.pictures import write_atomically
+from discdiff.types import Info
+from tasks.image import quality
+from tasks.image.fidelity import off
+from tasks.image.generate import Trained
+from tasks.image.matching import fit_matcher
+from tasks.image.posterior import restore
+from tasks.image.sources import Read
+from tasks.inverse import (
+    Gaussian,
+    GaussianBlur,
+    HighDynamicRange,
+    MotionBlur,
+    Operator,
+    RandomInpainting,
+    SuperResolution,
+    measure,
+)
+from tokenizers_vq.image import from_bytes
+
+TASKS: dict[str, Operator] = {
+    "sr": SuperResolution(4),
+    "gaussian": GaussianBlur(),
+    "motion": MotionBlur(seed=1),
+    "inpaint": RandomInpainting(0.7),
+    "hdr": HighDynamicRange(),
+}
+LINEAR = tuple(name for name, operator in TASKS.items() if operator.linear)
+PARTS = ("all", "table")
+FREE = ("tasks", "methods", "part", "save", "out", "models", "tokenizer")  # settings that say nothing of a cell
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A method of `tasks.image.samplers` and how it is set."""
+
+    method: str
+    steps: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    distance: str = "gaussian"
+
+
+_COLD: dict[str, Any] = {"steps": 30, "beta": 0.0, "warm": False}
+_OWN = {"sampler": "ancestral"}
+METHODS: dict[str, Tried] = {
+    "prior": Tried("prior", 32, knobs=_OWN),
+    "aps": Tried("aps", 15, {**_COLD, "rank": "prior"}),
+    "aps_anchored": Tried("aps", 15, _COLD),
+    "aps_anchored_kl": Tried("aps", 15, {**_COLD, "beta": 1.0}),
+    "aps_warm": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}),
+    "aps_own": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}, _OWN),
+    "g2d2": Tried("g2d2", 30, {"steps": 30}, distance="l2"),
+    "sgdd": Tried("sgdd", 30, {"steps": 8, "moves": 150}),
+    "svdd": Tried("svdd", 32, {"count": 10, "alpha": 1.0}, _OWN),
+    "svdd_best": Tried("svdd", 32, {"count": 10, "alpha": 0.0}, _OWN),
+    "gradient": Tried("gradient", 32, {"scale": 1.0}, _OWN),
+    "best_of": Tried("best_of", 32, {"count": 20}, _OWN),
+}
+SIGMA = 0.05
+
+
+@dataclass(frozen=True)
+class Run:
+    """data: which pictures; models: the folder of the benchmark that trained the base model; tokenizer: of tiles32; count: test
+    pictures per task; regression: training steps of the network that undoes a measurement, 0 for none.
+    """
+
+    data: str = "mnist28"
+    models: str = ""
+    tokenizer: str = "runs/images/tiles32"
+    tasks: tuple[str, ...] = tuple(TASKS)
+    methods: tuple[str, ...] = tuple(METHODS)
+    count: int = 100
+    regression: int = 400
+    seed: int = 0
+    part: str = "all"
+    out: str = "runs/posterior"
+    save: bool = True
+
+    def __post_init__(self) -> None:
+        checked("data", self.data, self.data in BASES, f"choose from {', '.join(BASES)}")
+        checked("part", self.part, self.part in PARTS, f"choose from {', '.join(PARTS)}")
+        checked("count", self.count, self.count >= 2, "at least 2 pictures")
+        checked("regression", self.regression, self.regression >= 0, "training steps, 0 for none")
+        for name, known in (("tasks", TASKS), ("methods", METHODS)):
+            given = getattr(self, name)
+            ok = 0 < len(set(given)) == len(given) and set(given) <= set(known)
+            checked(name, ",".join(given), ok, f"choose from {', '.join(known)}, each once")
+
+
+class Base(NamedTuple):
+    """A model, training and test pictures, and the features that a judge of such pictures has learned."""
+
+    trained: Trained
+    train: Read
+    held: Read
+    features: Callable[[Tensor], Tensor]
+
+
+def digits_base(run: Run) -> Base:
+    """Of digits."""
+    bench = image_generation.Bench(image_generation.Run(out=run.models or "runs/image_generation"))
+    return Base(bench.model("vq_diffusion")[0], bench.train, bench.valid, bench.judge.features)
+
+
+def tiles_base(run: Run) -> Base:
+    """Of tiles."""
+    given: dict[str, Any] = {"tokenizer": run.tokenizer, "out": run.models or "runs/image_captions"}
+    bench = image_captions.Bench(image_captions.Run(**given))
+    judge = fit_matcher(bench.train, bench.lexicon, bench.folder / "matcher", bench.run.judge_steps, bench.run.seed)
+    return Base(bench.model()[0], bench.train, bench.held, judge.pictures)
+
+
+BASES = {"mnist28": digits_base, "tiles32": tiles_base}
+
+
+class Bench:
+    """Base model, pictures, judge and cells."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.folder = run, Path(run.out) / run.data
+        self.trained, self.train, held, self.features = BASES[run.data](run)
+        checked("count", run.count, run.count <= len(held.x), f"there are {len(held.x)} test pictures")
+        same_run(self.folder, asdict(run), FREE)
+        self.weights = image_generation.digest(self.trained)
+        some = torch.linspace(0, len(held.x) - 1, run.count).long()
+        self.x = from_bytes(held.x[some])
+        self.codes, self.grid = quality.encode(self.trained.tokenizer, held.x[some])
+
+    def figures(self, operator: Operator, y: Tensor, made: Tensor) -> dict[str, list[float]]:
+        """Of each picture."""
+        found = {"psnr": psnr(made, self.x), "ssim": ssim(made, self.x)}
+        with torch.no_grad():
+            found["features"] = feature_distance(made, self.x, self.features)
+        found["measurement"] = off(operator, made, y)
+        return {name: value.double().tolist() for name, value in found.items()}
+
+    def cell(self, task: str, name: str) -> None:
+        """A method's figures on a task, made unless they are there."""
+        file, operator = self.folder / "cells" / task / f"{name}.json", TASKS[task]
+        how = METHODS.get(name, Tried(name, 0))
+        note = json.loads(json.dumps({"weights": self.weights, "operator": repr(operator), "settings": asdict(how)}))
+        if file.is_file() and note.items() <= json.loads(file.read_text(encoding="utf-8")).items():
+            return
+        y, each = measure(operator, self.x, Gaussian(SIGMA), self.run.seed), len(self.x)
+        before, start, wall, info = _peak(again=True), time.process_time(), time.perf_counter(), Info()
+        if name == "ceiling":
+            made = quality.decode(self.trained.tokenizer, self.codes, self.grid)
+        elif name == "regression":
+            made = regressed(operator, self.train.x, y, self.run)
+        else:
+            measured = Measured(operator, y, how.distance, SIGMA)
+            more = {"options": how.options, "batch": 50, **how.knobs}
+            made, _, info = restore(self.trained, measured, [""] * each, how.method, how.steps, self.run.seed, **more)
+        cost = {"processor s": time.process_time() - start, "wall s": time.perf_counter() - wall}
+        cost |= {"network rows": float(info.network_rows), "decoded rows": float(info.decoded)}
+        cost = {key: value / each for key, value in cost.items()} | {"MiB more": (_peak() - before) / 1024}
+        found: dict[str, Any] = {**note, "figures": self.figures(operator, y, made.clamp(-1, 1)), "cost": cost}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, (json.dumps(found) + "\n").encode())
+        mean = sum(found["figures"]["psnr"]) / each
+        print(f"{self.run.data}, {task}, {name}: {mean:.2f} dB, {cost['processor s']:.2f} processor s each", flush=True)
+
+
+def _peak(again: bool = False) -> float:
+    """Most memory of the process in KiB, on Linux counted `again` from now on."""
+    if again:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def regressed(operator: Operator, train: Tensor, y: Tensor, run: Run) -> Tensor:
+    """Pictures (n, ...) by a network trained to undo this measurement, from its pseudo inverse where there is one."""
+    channels = train.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        layers: list[nn.Module] = [nn.Conv2d(channels, 48, 3, padding=1)]
+        for dilation in (1, 2, 4, 2, 1):
+            layers += [nn.GELU(), nn.Conv2d(48, 48, 3, padding=dilation, dilation=dilation)]
+        network = nn.Sequential(*layers, nn.GELU(), nn.Conv2d(48, channels, 3, padding=1))
+    back = partial(_back, operator)
+    mover = torch.optim.AdamW(network.parameters(), 2e-3)
+    rate = torch.optim.lr_scheduler.OneCycleLR(mover, 4e-3, total_steps=run.regression)
+    pick = torch.Generator().manual_seed(run.seed)
+    for number in range(run.regression):
+        x = from_bytes(train[torch.randint(len(train), (64,), generator=pick)])
+        loss = (network(back(measure(operator, x, Gaussian(SIGMA), 1_000_000 + number * 64))) - x).square().mean()
+        mover.zero_grad()
+        loss.backward()
+        mover.step()
+        rate.step()
+    with torch.no_grad():
+        return network(back(y))
+
+
+def _back(operator: Operator, y: Tensor) -> Tensor:
+    try:
+        return operator.pinv(y)
+    except ValueError:  # it has none: of the same size as the picture
+        return y
+
+
+def main(argv: Sequence[str]) -> None:
+    run: Run = parse("python -m benchmarks.posterior", argv, {"": Run})[""]
+    folder = Path(run.out) / run.data
+    if run.part == "table":
+        checked("out", run.out, (folder / "run.json").is_file(), f"it has no cells of {run.data}: make them first")
+        same_run(folder, asdict(run), FREE)
+    else:
+        bench = Bench(run)
+        beside = ("ceiling", "regression") if run.regression else ("ceiling",)
+        for task in run.tasks:
+            for name in (*beside, *run.methods):
+                bench.cell(task, name)
+    written_table(folder / "cells", run, LINEAR)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(guarded(main))

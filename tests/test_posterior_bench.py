@@ -1,0 +1,228 @@
+"""benchmarks.posterior: cells of a toy base that are made once, and its table and goals from planted cells."""
+
+import functools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from picture_toy import quiet  # noqa: F401  (acts by itself)
+
+from benchmarks import posterior, posterior_table, results
+from benchmarks.posterior import LINEAR, METHODS, TASKS, Base, Run, Tried, regressed
+from benchmarks.posterior_table import STEPS, closed, rows
+from discdiff.cli import guarded
+from discdiff.metrics import psnr
+from tasks.image import generate, quality
+from tasks.inverse import RandomInpainting, measure
+from tokenizers_vq.image import from_bytes
+
+FEW = {
+    "prior": Tried("prior", 3, knobs={"sampler": "ancestral"}),
+    "aps": Tried("aps", 2, {"steps": 3, "warm": False, "rank": "prior"}),
+    "aps_anchored": Tried("aps", 2, {"steps": 3, "warm": False}),
+    "sgdd": Tried("sgdd", 2, {"steps": 2, "moves": 5}),
+    "g2d2": Tried("g2d2", 2, {"steps": 2}, distance="l2"),
+}
+BESIDE = {"ceiling", "regression"}
+
+
+@pytest.fixture
+def toy(picture_model, monkeypatch, tmp_path):
+    """What `main` is told after a toy base took the place of the digits' and few steps that of the methods'."""
+    trained = generate.opened(picture_model("vq_diffusion"))
+    train, held = generate.load_said(trained.pictures, 3)
+    base = Base(trained, train, held.rows(torch.arange(len(held.x)) % 2 == 0), lambda x: F.avg_pool2d(x, 4))
+    assert len(base.held.x) >= 4
+    monkeypatch.setitem(posterior.BASES, "mnist28", lambda run: base)
+    monkeypatch.setattr(posterior, "METHODS", dict(FEW))
+    monkeypatch.setattr(posterior_table, "record", functools.partial(results.record, folder=tmp_path / "results"))
+    argv = ["--tasks", "sr,inpaint", "--methods", ",".join(FEW), "--count", "4", "--regression", "8"]
+    return base, [*argv, "--out", str(tmp_path / "run")]
+
+
+def made(folder):
+    """Cells by task and method, and when they were written."""
+    files = sorted((folder / "run" / "mnist28" / "cells").glob("*/*.json"))
+    return {(file.parent.name, file.stem): (json.loads(file.read_text()), file.stat().st_mtime_ns) for file in files}
+
+
+def test_cells_are_made_once(toy, monkeypatch, tmp_path, capsys):
+    base, argv = toy
+    assert guarded(posterior.main, argv) == 0, capsys.readouterr().err
+    first = made(tmp_path)
+    assert first.keys() == {(task, name) for task in ("sr", "inpaint") for name in (*BESIDE, *FEW)}
+    for (_, name), (cell, _) in first.items():
+        assert [len(values) for values in cell["figures"].values()] == [4] * 4 and np.isfinite(cell["cost"]["MiB more"])
+        rows_of = {"prior": (3, 0), "aps": (2, 6), "aps_anchored": (2, 6), "ceiling": (0, 0), "regression": (0, 0)}
+        if name in rows_of:
+            assert (cell["cost"]["network rows"], cell["cost"]["decoded rows"]) == rows_of[name]
+    x = base.held.x[torch.linspace(0, len(base.held.x) - 1, 4).long()]
+    back = quality.decode(base.trained.tokenizer, *quality.encode(base.trained.tokenizer, x)).clamp(-1, 1)
+    ceiling = first["inpaint", "ceiling"][0]["figures"]
+    assert ceiling["psnr"] == pytest.approx(psnr(back, from_bytes(x)).tolist())
+    assert ceiling["psnr"] == first["sr", "ceiling"][0]["figures"]["psnr"]
+    assert first["sr", "prior"][0]["figures"]["psnr"] == first["inpaint", "prior"][0]["figures"]["psnr"]
+    page = (tmp_path / "results.md").read_text()
+    assert "posterior_mnist28" in page and "sr: anchored re-masking" in page and "4 test pictures" in page
+
+    with monkeypatch.context() as patch:
+        for name in ("restore", "regressed"):
+            patch.setattr(posterior, name, None)  # whoever calls it raises
+        assert guarded(posterior.main, argv) == 0 and made(tmp_path) == first
+        assert guarded(posterior.main, [*argv, "--part", "table"]) == 0 and made(tmp_path) == first
+    monkeypatch.setitem(posterior.METHODS, "aps", replace(FEW["aps"], steps=3))
+    capsys.readouterr()
+    assert guarded(posterior.main, [*argv, "--save", "false"]) == 0
+    again = made(tmp_path)
+    assert {key for key in first if again[key] != first[key]} == {("sr", "aps"), ("inpaint", "aps")}
+    assert (
+        again["sr", "aps"][0]["cost"]["network rows"] == 3
+        and "sr: anchored re-masking: difference" in capsys.readouterr().out
+    )
+
+
+def test_other_settings_are_refused(toy, monkeypatch, tmp_path, capsys):
+    base, argv = toy
+    argv = [*argv, "--tasks", "inpaint", "--methods", "prior,aps", "--regression", "0", "--save", "false"]
+
+    def refused(message, *more):
+        code, error = guarded(posterior.main, [*argv, *more]), capsys.readouterr().err
+        return code == 2 and message in error and error.count("\n") == 1
+
+    assert refused("it has no cells of mnist28", "--part", "table") and not (tmp_path / "run").exists()
+    assert refused("count is 99: there are", "--count", "99") and not (tmp_path / "run").exists()
+    assert guarded(posterior.main, argv) == 0 and set(made(tmp_path)) == {
+        ("inpaint", name) for name in ("ceiling", "prior", "aps")
+    }
+    assert refused("seed 0", "--seed", "1") and refused("count 4", "--count", "3", "--part", "table")
+    assert guarded(posterior.main, [*argv, "--methods", "prior"]) == 0  # what no cell depends on
+    other = {name: x + 0.01 if x.is_floating_point() else x for name, x in base.trained.model.state_dict().items()}
+    base.trained.model.load_state_dict(other)
+    assert refused("has cells of several", "--methods", "prior")  # the other method's are of the model before
+    assert guarded(posterior.main, argv) == 0
+    assert len({cell["weights"] for cell, _ in made(tmp_path).values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tasks": ("sr", "srr")}, "tasks is 'sr,srr': choose from sr, gaussian"),
+        ({"tasks": ("sr", "sr")}, "each once"),
+        ({"methods": ()}, "methods is '': choose from prior, aps"),
+        ({"methods": ("asp",)}, "methods is 'asp'"),
+        ({"data": "mnist"}, "data is 'mnist': choose from mnist28, tiles32"),
+        ({"part": "some"}, "part is 'some': choose from all, table"),
+        ({"count": 1}, "at least 2 pictures"),
+        ({"regression": -1}, "0 for none"),
+    ],
+)
+def test_what_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Run(**wrong)
+
+
+def test_methods_and_steps_are_known():
+    assert {name for _, after, before in STEPS for name in (after, before)} <= METHODS.keys()
+    assert {*posterior_table.OURS, *posterior_table.RIVALS, "aps", "aps_own"} == METHODS.keys()
+    assert set(TASKS) - set(LINEAR) == {"hdr"} and set(posterior_table.CLOSED) <= set(LINEAR)
+    for name, (_, after, before) in zip(("rank", "beta", "warm"), STEPS):  # each step changes one thing
+        ours, theirs = (METHODS[each].options for each in (after, before))
+        assert {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)} == {name}
+    own, warm = METHODS["aps_own"], METHODS["aps_warm"]
+    assert replace(own, knobs={}) == warm and own.knobs != warm.knobs
+
+
+def test_regression():
+    """It learns to undo a measurement, and leaves the global dice alone."""
+    shade = torch.linspace(0, 250, 40).byte()
+    train = shade[:, None, None, None].expand(-1, 1, 4, 4)
+    operator, x = RandomInpainting(0.7), from_bytes(train[5::10])
+    y, before = measure(operator, x), torch.get_rng_state()
+    found = regressed(operator, train, y, Run(regression=100))
+    assert torch.equal(torch.get_rng_state(), before) and psnr(found, x).mean() > psnr(y, x).mean() + 3
+    assert torch.equal(
+        regressed(operator, train, y, Run(regression=2)), regressed(operator, train, y, Run(regression=2))
+    )
+
+
+# -- the table -------------------------------------------------------------------------------------------------------------
+
+
+def plant(folder, **values):
+    """A cell per method, of these PSNRs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, each in values.items():
+        figures = {
+            "psnr": each,
+            "ssim": [0.5] * len(each),
+            "features": [0.1] * len(each),
+            "measurement": [0.05] * len(each),
+        }
+        cell = {"weights": "w", "figures": figures, "cost": {"processor s": 2.0, "network rows": 15}}
+        (folder / f"{name}.json").write_text(json.dumps(cell))
+
+
+def found(folder, task):
+    return {row["figure"].removeprefix(f"{task}: "): row for row in rows(folder, task, LINEAR)}
+
+
+def verdicts(table):
+    return {name: results.reached(row["value"], row["goal"]) for name, row in table.items() if "goal" in row}
+
+
+RUNGS = {"aps": [10.0, 20.0, 30.0], "aps_anchored": [11.0, 21.0, 31.0], "aps_anchored_kl": [10.0, 21.0, 33.0]}
+IN_DECIBEL, IN_ERROR = "share of the gap from prior to ceiling in dB", "share of the gap in squared error"
+
+
+def test_goals_reached(tmp_path):
+    plant(tmp_path, **RUNGS, aps_warm=[12.0, 23.0, 35.0], prior=[1.0, 2.0, 3.0], ceiling=[15.0, 25.0, 38.0])
+    plant(tmp_path, sgdd=[11.5, 22.0, 34.0], best_of=[36.0, 3.0, 3.0], regression=[14.0, 24.0, 37.0])
+    table = found(tmp_path, "inpaint")
+    step = [table[f"anchored re-masking: {part}"]["value"] for part in ("difference", "lower bound", "upper bound")]
+    assert step == pytest.approx([1, 1, 1])  # paired: pictures are 10 dB apart, the methods are not
+    step = [
+        table[f"KL to the network's table: {part}"]["value"] for part in ("lower bound", "difference", "upper bound")
+    ]
+    assert step == pytest.approx([-1, 1 / 3, 2])
+    assert not any("own steps" in name for name in table)  # it is not there
+    lead = "aps_warm against sgdd, the best rival"
+    assert table[f"{lead}: difference"]["value"] == pytest.approx(2.5 / 3)
+    assert verdicts(table) == {f"{lead}: lower bound": True, IN_DECIBEL: True}
+    assert table[IN_DECIBEL]["value"] == pytest.approx((70 - 6) / (78 - 6))
+    assert table["share of the gap in dB that the regression closes"]["value"] == pytest.approx((75 - 6) / (78 - 6))
+    assert table["inpaint, aps: psnr"]["value"] == 20 and table["inpaint, aps: psnr, low"]["value"] < 20
+    assert table["inpaint, aps: processor s"]["value"] == 2
+    hdr = found(tmp_path, "hdr")  # not linear, and no goal for the gap
+    assert verdicts(hdr) == {} and IN_DECIBEL in hdr and not any("best rival" in name for name in hdr)
+    gaussian = verdicts(found(tmp_path, "gaussian"))
+    assert gaussian == {f"{lead}: lower bound": True}
+
+
+def test_goals_missed(tmp_path, capsys):
+    folder = tmp_path / "run" / "mnist28"
+    plant(
+        folder / "cells" / "sr", aps_anchored=[15.0, 15.0], prior=[10.0, 10.0], ceiling=[20.0, 20.0], svdd=[14.0, 15.5]
+    )
+    table = found(folder / "cells" / "sr", "sr")
+    lead = "aps_anchored against svdd, the best rival"
+    assert verdicts(table) == {f"{lead}: lower bound": False, IN_DECIBEL: False}
+    assert table[IN_DECIBEL]["value"] == pytest.approx(0.5)
+    assert table[IN_ERROR]["value"] == pytest.approx((0.1 - 10**-1.5) / (0.1 - 0.01))
+    assert closed({name: {"figures": {"psnr": [p]}} for name, p in (("prior", 9), ("ceiling", 19), ("a", 9))}, "a") == 0
+    (folder / "run.json").write_text(json.dumps({"data": "mnist28", "count": 2, "regression": 400, "seed": 0}))
+    argv = ["--part", "table", "--count", "2", "--save", "false", "--out", str(tmp_path / "run")]
+    assert guarded(posterior.main, argv) == 0
+    said = capsys.readouterr().out
+    assert "from prior to ceiling in dB: 0.5  (>= 0.75, missed)" in said
+
+
+def test_only_what_is_there(tmp_path):
+    assert rows(tmp_path / "none", "sr", LINEAR) == []
+    plant(tmp_path, prior=[1.0, 2.0], ceiling=[3.0, 4.0], sgdd=[2.0, 3.0])
+    assert not verdicts(found(tmp_path, "sr")) and "sr, sgdd: psnr" in found(tmp_path, "sr")
+    plant(tmp_path, aps_warm=[5.0], aps=[1.0])
+    with pytest.raises(ValueError, match="of one method only"):
+        rows(tmp_path, "sr", LINEAR)
