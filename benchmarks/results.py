@@ -67,11 +67,13 @@ def same_run(folder: Path, settings: Mapping[str, Any], free: Iterable[str]) -> 
 
     free: settings that nothing trained depends on. What is compared is kept in run.json.
     """
-    wanted = json.loads(json.dumps({name: value for name, value in settings.items() if name not in set(free)}))
+    ignored = set(free)
+    wanted = json.loads(json.dumps({name: value for name, value in settings.items() if name not in ignored}))
     note = folder / "run.json"
     if note.is_file():
         held = json.loads(note.read_text(encoding="utf-8"))
-        other = sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
+        names = (wanted.keys() | held.keys()) - ignored
+        other = sorted(name for name in names if wanted.get(name) != held.get(name))
         if other:
             was = ", ".join(f"{name} {held.get(name)!r}" for name in other)
             raise ValueError(f"{str(folder)!r} holds trainings with {was}: give these, or another folder by --out")

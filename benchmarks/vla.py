@@ -44,7 +44,15 @@ from tasks.vla.rollout import Observations, evaluate
 from tasks.vla.sentences import said
 
 PARTS = ("all", "data", "train", "evaluate", "table")
-FREE = ("track", "methods", "seeds", "part", "save", "out")  # settings that no cell depends on
+FREE = (
+    "track",
+    "methods",
+    "seeds",
+    "part",
+    "development",
+    "save",
+    "out",
+)  # no training and no evaluation depends on them
 QUICK = 300  # steps after which an episode has failed
 ROUNDS, PACED, SKIPPED = 2, 10, 3  # of measuring: times each method is run, its steps, those before it runs evenly
 TIMED = 10  # single calls
@@ -67,7 +75,7 @@ class Run:
     part: str = "all"
     demonstrations: int = 0
     episodes: int = 20
-    development: int = 5
+    development: int = 20
     full: bool = False
     batch_size: int = 128
     learning_rate: float = 3e-3
