@@ -16,16 +16,15 @@ from discdiff.anchoring.failures import finite
 from discdiff.anchoring.soft import Measured, SoftDecode
 from discdiff.config import checked
 from discdiff.denoisers import inverse_cdf
-from discdiff.kernels.base import Kernel, check_grid
+from discdiff.kernels.base import Around
 from discdiff.layout import TokenBatch
 from discdiff.noise import ORDER, Noise
-from discdiff.processes import Process
 from discdiff.sampling import Sampler
 from discdiff.types import Info, State, Step
 
 
 @dataclass(frozen=True, eq=False)
-class Selected(Kernel):
+class Selected(Around):
     """`count` children of every row by the inner kernel, one kept with chance softmax(-loss / alpha) (SVDD, arXiv 2408.08252).
 
     The value of a child is -loss of the decoded E[embedding | child], one more network call per child (the posterior-mean
@@ -44,24 +43,9 @@ class Selected(Kernel):
         checked("count", self.count, self.count >= 1, "at least one child")
         checked("alpha", self.alpha, 0 <= self.alpha < math.inf, "0 (the best child) or more")
 
-    @property
-    def process(self) -> Process:
-        return self.inner.process
-
-    @property
-    def final(self) -> bool:
-        return self.inner.final
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return self.inner.reads
-
     def init(self, state: State) -> State:
         self.measured.check(self.soft, state.batch, "soft")
         return self.inner.init(state)
-
-    def check(self, grid: Any) -> None:
-        check_grid(self.inner, grid)
 
     def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
         if self.count == 1:

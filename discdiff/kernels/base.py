@@ -59,6 +59,27 @@ class Kernel:
         raise TypeError(f"{type(self).__name__} defines no __call__")
 
 
+class Around(Kernel):
+    """A kernel around another, `inner`, whose process, finality, settings and checks are its own."""
+
+    inner: Any
+
+    @property
+    def process(self) -> Process:  # type: ignore[override]
+        return self.inner.process
+
+    @property
+    def final(self) -> bool:
+        return self.inner.final
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.inner.reads
+
+    def check(self, grid: Any) -> None:
+        check_grid(self.inner, grid)
+
+
 def check_grid(kernel: Any, grid: Any) -> None:
     """`kernel.check(grid)` of what is a Kernel; a user's own may just look like one."""
     if isinstance(kernel, Kernel):

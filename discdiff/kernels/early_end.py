@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discdiff.kernels.base import Kernel, check_grid
+from discdiff.kernels.base import Around, Kernel
 from discdiff.layout import Layout
 from discdiff.noise import Noise
-from discdiff.processes import Process
 from discdiff.types import Info, State, Step
 
 
 @dataclass(frozen=True)
-class EarlyEnd(Kernel):
+class EarlyEnd(Around):
     """A kernel after whose steps everything behind an end token of the same segment is closed (`State.close`).
 
     The end token is a special's name or an id; it counts where it is settled (committed; with a kernel that may take
@@ -29,21 +28,6 @@ class EarlyEnd(Kernel):
 
     inner: Kernel
     token: str | int = "EOS"
-
-    @property
-    def process(self) -> Process:
-        return self.inner.process
-
-    @property
-    def final(self) -> bool:
-        return self.inner.final
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return self.inner.reads
-
-    def check(self, grid: Any) -> None:
-        check_grid(self.inner, grid)
 
     def init(self, state: State) -> State:
         self._segments(state.batch.layout)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from discdiff.config import checked
 from discdiff.denoisers import Prediction, Wrapper
-from discdiff.kernels.base import Kernel, check_grid, select
+from discdiff.kernels.base import Around, Kernel, select
 from discdiff.noise import Noise
-from discdiff.processes import Process
 from discdiff.types import Info, State, Step
 from discdiff.values import READ_OUTS, CodeValues, near, read_out
 
@@ -23,7 +22,7 @@ _BYTES = 16 << 20  # of a law read out at a time
 
 
 @dataclass(frozen=True)
-class Valued(Kernel):
+class Valued(Around):
     """A kernel whose `state.memory["value"]` (batch, length) float64 holds the number of every committed position whose code is
     one, nan elsewhere: that of the token for what is given, else read out of the prediction by which it was committed.
 
@@ -56,27 +55,12 @@ class Valued(Kernel):
         checked("nearest", self.nearest, ok, "it goes with a number read out and a kernel that takes no token back")
 
     @property
-    def process(self) -> Process:
-        return self.inner.process
-
-    @property
     def unbiased(self) -> bool:
         return self.inner.unbiased and not self.nearest
 
     @property
     def decide_first(self) -> bool:
         return self.inner.decide_first
-
-    @property
-    def final(self) -> bool:
-        return self.inner.final
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return self.inner.reads
-
-    def check(self, grid: Any) -> None:
-        check_grid(self.inner, grid)
 
     def init(self, state: State) -> State:
         state = self.inner.init(state)
