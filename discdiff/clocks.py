@@ -75,7 +75,8 @@ class Windows:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of `size` positions one after another: block b of n moves during t in [1 - (b+1)/n, 1 - b/n].
+    """Blocks of `size` positions one after another, from the first noised segment on: block b of n moves during t in
+    [1 - (b+1)/n, 1 - b/n].
 
     Semi-autoregressive sampling (LLaDA arXiv 2502.09992, BD3LM 2503.09573). Raises ValueError for a size below 1.
     """
@@ -87,8 +88,9 @@ class Blocks:
             raise ValueError(f"block size {self.size} must be at least 1")
 
     def _block(self, batch: TokenBatch) -> tuple[Tensor, int]:
-        length = batch.layout.sequence
-        return torch.div(batch.slot % length, self.size, rounding_mode="floor"), -(-length // self.size)
+        length, told = batch.layout.sequence, batch.layout.prefix
+        place = (batch.slot % length - told).clamp(min=0)
+        return torch.div(place, self.size, rounding_mode="floor"), max(1, -(-(length - told) // self.size))
 
     def __call__(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
         block, count = self._block(batch)

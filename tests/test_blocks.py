@@ -185,28 +185,36 @@ def test_training_reaches_below_the_unigram_and_samples_with_a_cache():
     assert follows > 0.55
 
 
-def test_training_sees_what_sampling_sees():
+TOLD = Segment("told", "text", (3,), noised=False)
+BEHIND = Layout(VOCAB, (TOLD, Segment("text", "text", (12,))), "block_causal", block=SIZE)
+
+
+@pytest.mark.parametrize("layout", [TEXT, BEHIND])
+def test_training_sees_what_sampling_sees(layout):
     """The hidden states of a noised block in training are those of sampling it after its clean predecessors."""
     model = network(dtype=torch.float64, initializer_range=0.3, time_conditioning=True).double().eval()
-    clean, noise = chain(3, 2), Noise.seeded(0, torch.ones(3, LENGTH, dtype=torch.bool))
+    length, blocks = layout.length, layout.tables().span
+    clean = chain(3, 2)[:, :length]
+    noise = Noise.seeded(0, torch.ones(3, length, dtype=torch.bool))
     seen = {}
 
     def watch(batch, time, objective):
         seen.update(tokens=batch.tokens, time=time, hidden=model(batch=batch, time=time).hidden)
         return model(batch=batch, time=time, objective=objective)
 
-    loss, metrics = BlockElbo(Elbo(Uniform()))(watch, make_batch(TEXT, clean), noise, torch.tensor([0.2, 0.5, 0.9]))
-    noisy, behind = seen["tokens"][:, :LENGTH], torch.arange(LENGTH)
-    assert (seen["tokens"][:, LENGTH:] == clean).all() and (noisy != clean).any()
+    loss, metrics = BlockElbo(Elbo(Uniform()))(watch, make_batch(layout, clean), noise, torch.tensor([0.2, 0.5, 0.9]))
+    noisy = seen["tokens"][:, :length]
+    assert (seen["tokens"][:, length:] == clean).all() and (noisy != clean).any()
     assert torch.allclose(metrics["row_loss"].mean(), loss) and torch.allclose(
-        metrics["nats"] / LENGTH, metrics["row_loss"]
+        metrics["nats"] / length, metrics["row_loss"]
     )
-    for block in behind.split(SIZE):
-        known = behind < block[0]
-        batch = make_batch(TEXT, torch.where(known, clean, noisy))
-        time = torch.where(known, 0.0, seen["time"][:, :LENGTH])
-        assert torch.allclose(model(batch=batch, time=time).hidden[:, block], seen["hidden"][:, block], atol=1e-12)
-    assert len(seen["time"][0].unique()) == 5 and (seen["time"][:, LENGTH:] == 0).all()
+    for block in range(int(blocks[-1]) + 1):
+        known, here = blocks < block, blocks == block
+        batch = make_batch(layout, torch.where(known, clean, noisy))
+        time = torch.where(known, 0.0, seen["time"][:, :length])
+        sampled, trained = model(batch=batch, time=time).hidden, seen["hidden"][:, :length]
+        assert torch.allclose(sampled[:, here], trained[:, here], atol=1e-12)
+    assert len(seen["time"][0].unique()) == 1 + length // SIZE and (seen["time"][:, length:] == 0).all()
 
 
 def test_times_of_blocks_are_uniform_and_padding_carries_no_loss():

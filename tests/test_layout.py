@@ -201,9 +201,9 @@ EXPECTED = {  # rows ask, columns answer: prompt 2, film 2 frames x 2, answer 2
     "omni": ["10000000", "11000000"] + ["11111100"] * 4 + ["11111110", "11111111"],
     "frame_causal": ["11000000"] * 2 + ["11110000"] * 2 + ["11111100"] * 2 + ["11111111"] * 2,
     "isolated": ["11000011"] * 2 + ["11111111"] * 4 + ["11000011"] * 2,
-    "block_causal": ["11110000"] * 4 + ["11111111"] * 4,
+    "block_causal": ["11000000"] * 2 + ["11111000"] * 3 + ["11111111"] * 3,  # blocks of 3 behind the prompt
 }
-CACHEABLE = ("causal", "prefix", "hybrid", "omni", "frame_causal")
+CACHEABLE = ("causal", "prefix", "hybrid", "omni", "frame_causal", "block_causal")
 
 
 def matrix(rows):
@@ -217,7 +217,7 @@ def visible(where):
 
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_presets(attention):
-    where = layout(*SMALL, attention=attention, block=4 if attention == "block_causal" else 0)
+    where = layout(*SMALL, attention=attention, block=3 if attention == "block_causal" else 0)
     assert torch.equal(visible(where), matrix(EXPECTED[attention]))
     assert where.prefix_cacheable() == (attention in CACHEABLE)
     assert where.open == (attention == "full")
@@ -230,7 +230,12 @@ def test_causal_segments_and_prefixes():
     where = layout(*SMALL[:2], left_to_right, attention="prefix")
     assert torch.equal(visible(where), expected) and not where.open
     cut = layout(("x", "text", (2,), False), ("y", "text", (6,)), attention="block_causal", block=2)
-    assert cut.prefix_cacheable() and not replace(cut, block=4).prefix_cacheable()  # 4: block 0 holds some of both
+    assert cut.prefix_cacheable()
+    blocks = replace(cut, block=3)  # counted behind what is told
+    assert blocks.prefix_cacheable() and blocks.tables().span.tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
+    assert torch.equal(visible(blocks), matrix(["11000000"] * 2 + ["11111000"] * 3 + ["11111111"] * 3))
+    twice = visible(blocks.doubled(3))  # a noised block sees itself and, clean, what is told and the blocks before it
+    assert twice[5].nonzero()[:, 0].tolist() == list(range(5, 13))
     assert not layout(("x", "text", (2,)), ("y", "text", (6,), False), attention="causal").prefix_cacheable()
     assert layout(("x", "text", (2,), False), ("y", "text", (6,), False), attention="full").prefix == 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -77,9 +78,10 @@ class Tables(NamedTuple):
 class Layout:
     """One sequence of segments over one vocabulary; tokens are flat `(batch, length)` global ids, depth fastest.
 
-    attention is one of `ATTENTION`; block (positions per block) goes with "block_causal"; packed: the depths of a slot
-    share one network slot; is_doubled: see `doubled`, which makes it.
-    Raises ValueError for names that repeat, an unknown attention, and blocks that do not divide the length.
+    attention is one of `ATTENTION`; block (positions per block) goes with "block_causal", counted from the first noised
+    segment: those before it are a block by themselves; packed: the depths of a slot share one network slot; is_doubled: see
+    `doubled`, which makes it.
+    Raises ValueError for names that repeat, an unknown attention, and blocks that do not divide what they are counted in.
     """
 
     vocab: VocabLayout
@@ -105,8 +107,9 @@ class Layout:
             raise ValueError(
                 f"attention {self.attention!r} with block={self.block}: a block size goes with block_causal"
             )
-        if self.block and (self.sequence % self.block or self.packed):
-            raise ValueError(f"block {self.block} must divide the {self.sequence} positions, with packed=False")
+        behind = max(0, self.sequence - self.prefix)
+        if self.block and (behind % self.block or not behind or self.packed):
+            raise ValueError(f"block {self.block} must divide the {behind} noised positions, with packed=False")
         if self.is_doubled and not self.block:
             raise ValueError(f"is_doubled with attention {self.attention!r}: use doubled(block), which sets all three")
 
@@ -181,9 +184,11 @@ class Layout:
 
     @cached_property
     def prefix(self) -> int:
-        """Positions before the first noised segment."""
-        noised = self.tables().noised
-        return int(noised.long().argmax()) if bool(noised.any()) else self.length
+        """Positions before the first noised segment, all where none is."""
+        if not any(s.noised for s in self.segments):
+            return self.length
+        told = itertools.takewhile(lambda s: not s.noised, self.segments)
+        return sum(s.slots * self.depth(s) for s in told)
 
     def prefix_cacheable(self) -> bool:
         """True iff no position of the prefix may see a later one, so that caching its keys and values is exact."""
@@ -243,8 +248,9 @@ class Layout:
     def _spans(self, segment: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Span of each position, who sees whom among spans, and which spans are causal inside."""
         if self.attention == "block_causal":
-            span = torch.arange(self.sequence) // self.block
-            n = self.sequence // self.block
+            block = torch.arange(self.sequence - self.prefix) // self.block + bool(self.prefix)
+            span = torch.cat([torch.zeros(self.prefix, dtype=torch.int64), block])
+            n = int(span[-1]) + 1
             return span, torch.ones(n, n, dtype=torch.bool).tril(), torch.zeros(n, dtype=torch.bool)
         pairs, span = torch.unique(torch.stack([segment, frame]), dim=1, return_inverse=True)
         owner = [self.segments[int(i)] for i in pairs[0]]

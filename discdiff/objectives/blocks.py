@@ -28,8 +28,7 @@ class BlockTimes:
     time_min: float = 0.0
 
     def __call__(self, batch: TokenBatch, t: float | Tensor) -> Tensor:
-        layout = batch.layout
-        block = torch.div(batch.slot % layout.sequence, layout.block, rounding_mode="floor")
+        block = batch.layout.tables(batch.tokens.device).span[batch.slot]
         start = torch.as_tensor(t, dtype=torch.float64, device=block.device).reshape(-1, 1)
         time = self.time_min + (1 - self.time_min) * ((start + block * _GOLDEN) % 1.0)
         return torch.where(batch.noisable, time, 0.0)
