@@ -1,6 +1,6 @@
 """Digits (mnist28, 7 x 7 codes) drawn by class: VQ-Diffusion, VQ-DDM, MaskGIT and the autoregressive twin of equal size.
 
-    python -m benchmarks.image_generation [--methods vq_diffusion,...] [--part table|options|holes|refit]
+    python -m benchmarks.image_generation [--methods vq_diffusion,...] [--part table|options|holes|refit|blocks]
 
 Judged by a classifier of real training pictures, its accuracy on real and on reconstructed pictures beside. Wall time is of
 one thread, pictures in batches of 128, their decoding from codes included; network evaluations are per picture. What is in
@@ -35,7 +35,7 @@ from tasks.image.sources import Read
 from tokenizers_vq import load_tokenizer
 from tokenizers_vq.image import to_bytes
 
-PARTS = ("all", "table", "options", "holes", "refit")
+PARTS = ("all", "table", "options", "holes", "refit", "blocks")
 STEPS = (8, 16, 32, 64, 100)
 GUIDED = (1.25, 1.5, 2.0)
 LED: dict[str, dict[str, dict[str, Any]]] = {  # by method; drawn several times
@@ -57,7 +57,7 @@ LED: dict[str, dict[str, dict[str, Any]]] = {  # by method; drawn several times
 }
 ANEW = 500_000  # from the seeds of one drawing to those of the next
 ENOUGH = 0.95  # of the pictures are read as what was asked for
-FREE = ("part", "methods", "samples", "weaker", "save", "out")  # settings that no trained model depends on
+FREE = ("part", "methods", "samples", "weaker", "block", "save", "out")  # settings that no trained model depends on
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Run:
     """tokenizer: folder of a trained one, "" for one of `codebook` codes trained here; collapsed, refitted: of one with few
     codes in use, and the same with codes fitted again, both decoders trained equally long (`benchmarks.image_codes --part
     refit`); methods: to compare; steps, bf16: of the training of each; weaker: steps of the weaker network of autoguidance,
-    whose training counts, too; auxiliary: weight of VQ-Diffusion's second loss; samples: pictures per cell.
+    whose training counts, too; auxiliary: weight of VQ-Diffusion's second loss; block: codes that are made together in part
+    blocks; samples: pictures per cell.
     """
 
     part: str = "all"
@@ -81,6 +82,7 @@ class Run:
     batch_size: int = 64
     learning_rate: float = 3e-3
     auxiliary: float = 5.0
+    block: int = 7
     hidden_size: int = 128
     num_layers: int = 4
     samples: int = 1000
@@ -115,16 +117,17 @@ class Bench:
         config = replace(DIGITS, codebook_size=run.codebook)
         return image_codes.trained(image_codes.Run(out=run.out), config, self.train.x, run.tokenizer_steps, "tokenizer")
 
-    def model(self, method: str, tokenizer: str = "", steps: int = 0) -> tuple[Trained, float]:
+    def model(self, method: str, tokenizer: str = "", steps: int = 0, block: int = 0) -> tuple[Trained, float]:
         """A trained model of a method and the processor seconds its training took, 0 where it was interrupted; steps: of it, 0
-        for those of the run.
+        for those of the run; block: codes that are made together, 0 for all.
         """
         run, codec = self.run, load_tokenizer(tokenizer) if tokenizer else self.codec
         wanted = Generator(
-            method=method, auxiliary=run.auxiliary, hidden_size=run.hidden_size, num_layers=run.num_layers
+            method=method, block=block, auxiliary=run.auxiliary, hidden_size=run.hidden_size, num_layers=run.num_layers
         )
         lexicon = lexicon_of(self.train.said, wanted)
         name = method + (f"_{Path(tokenizer).name}" if tokenizer else "") + (f"_{steps}" if steps else "")
+        name += f"_blocks_{block}" if block else ""
         steps = steps or run.steps
         folder, timed = self.folder / name, self.folder / f"{name}_seconds.json"
         if (folder / "config.json").is_file():
@@ -339,10 +342,23 @@ def refit(bench: Bench) -> list[dict[str, Any]]:
     return figures
 
 
+def blocks(bench: Bench) -> list[dict[str, Any]]:
+    """VQ-Diffusion made block by block (block diffusion), of as many seconds of training: a step of it costs two."""
+    run = bench.run
+    trained, seconds = bench.model("vq_diffusion", steps=run.steps // 2, block=run.block)
+    figures = [{"figure": f"blocks of {run.block}: training", "value": seconds, "unit": "processor s"}]
+    for steps in (14, 28, 49):
+        name = f"blocks of {run.block}, {steps} steps"
+        figures += rows(name, bench.cell(trained, name, steps=steps))
+        name += ", another drawing"
+        figures += rows(name, bench.cell(trained, name, seed=ANEW, steps=steps))
+    return figures
+
+
 def main(argv: Sequence[str]) -> None:
     run: Run = parse("python -m benchmarks.image_generation", argv, {"": Run})[""]
     bench = Bench(run)
-    for name, part in {"table": table, "options": options, "holes": holes, "refit": refit}.items():
+    for name, part in {"table": table, "options": options, "holes": holes, "refit": refit, "blocks": blocks}.items():
         if run.part in ("all", name):
             figures = part(bench)
             if run.save:

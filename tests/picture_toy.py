@@ -54,12 +54,13 @@ def picture_root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def picture_model(picture_root):
-    """Folder of a model by its method, trained at the first request."""
+    """Folder of a model by its method and codes per block, trained at the first request."""
 
-    def trained(method):
-        folder = picture_root / method
+    def trained(method, block=0):
+        folder = picture_root / f"{method}_{block}"
         if not folder.is_dir():
-            argv = ("--tokenizer", picture_root / "codec", "--method", method, *SMALL, "--out", folder)
+            asked = ("--method", method, "--block", block, *SMALL, "--out", folder)
+            argv = ("--tokenizer", picture_root / "codec", *asked)
             assert run(generate.train, *argv) == 0
         return folder
 

@@ -185,6 +185,33 @@ def test_keys_and_values_change_no_token(picture_model, monkeypatch, guidance):
     assert torch.equal(*filled) and not torch.equal(filled[0], cached)
 
 
+@pytest.mark.parametrize("method", ["vq_diffusion", "vq_ddm", "maskgit"])
+def test_blocks_are_made_one_after_the_other(picture_model, method):
+    """Codes do not depend on later ones, and keys and values of finished blocks change no code."""
+    trained, said = opened(picture_model(method, 3)), ["red", "dark blue"] * 3
+    trained.model.double()
+    layout = generation.layout_of(trained.model)
+    assert layout.block == 3 and len(layout.tables().span.unique()) == 4  # what is said, and three blocks
+    made = drawn(trained, said, 5, steps=6)[1]
+    assert torch.equal(drawn(trained, said, 5, steps=6, cache="none")[1], made)
+    guided = [drawn(trained, said, 5, steps=6, guidance=2.5, cache=c)[1] for c in ("block", "none")]
+    assert torch.equal(*guided) and not torch.equal(guided[0], made)
+    assert not torch.equal(drawn(trained, said, 6, steps=6)[1], made)
+    codes = torch.randint(0, 16, (6, 9, 1), generator=torch.Generator().manual_seed(1))
+    last = drawn(trained, said, 5, codes=codes, known=torch.arange(9).expand(6, -1) >= 6, steps=4)[1]
+    assert torch.equal(last[:, 6:], codes[:, 6:]) and torch.equal(last[:, :3], made[:, :3])
+
+
+def test_blocks_that_fit_no_picture(picture_root, picture_model, capsys):
+    asked = ("--tokenizer", picture_root / "codec", *SMALL, "--out", picture_root / "blocks")
+    assert run(generate.train, *asked, "--block", 4) == 2
+    assert "block 4 must divide the 9 noised positions" in capsys.readouterr().err
+    assert run(generate.train, *asked, "--block", 3, "--method", "autoregressive") == 2
+    assert "block is 3: autoregressive makes one code after the other" in capsys.readouterr().err
+    assert run(generate.train, *asked, "--block", -1) == 2
+    assert "block is -1: codes that are made together" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", EACH)
 def test_guidance_of_one_is_none_and_of_zero_forgets_the_condition(picture_model, method):
     trained = opened(picture_model(method))

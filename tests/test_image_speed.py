@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import image_speed
-from benchmarks.image_speed import CACHES, NO_CACHE, Job, Kept, Size
+from benchmarks.image_speed import BLOCKS, CACHES, NO_CACHE, Job, Kept, Size
 from discdiff.noise import TOKEN, Noise
 from discdiff.sampling import generate
 
@@ -85,6 +85,20 @@ def test_every_figure_has_its_own_name_and_the_goals_are_those_of_batch_one():
     names = [row["figure"] for row in found]
     assert len(names) == len(set(names)) and all(row["value"] > 0 for row in found)
     assert all(row.get("goal") is None for row in found)
+
+
+def test_blocks_are_timed_beside_and_feed_less():
+    job = Job(4, 1, (2, 8), block=4)
+    name = BLOCKS.format(4)
+    assert job.ways[name] == (4, [8])  # one step for each of four blocks would be the least
+    found = {row["figure"]: row for row in image_speed.figures(job, image_speed.rounds(job, 1, SMALL))}
+    against = found[f"4x4, batch 1, {name}, 8 steps: twin with a cache / it"]
+    assert against["value"] > 0 and against.get("goal") is None  # more steps than an eighth of the codes
+    fed = {}
+    for block, knobs in {0: {}, 4: {"cache": "block", "block": 4}}.items():
+        model = image_speed.network("vq_diffusion", 4, SMALL, block)
+        fed[block] = generate(model, image_speed.start(model, 1), "ancestral", steps=8, **knobs)[1].fed
+    assert fed == {0: 8 * 17, 4: 8 * 4 + 1 + 3 * 4}, "what is told and finished blocks once"
 
 
 def test_ratios_are_of_one_round():

@@ -43,13 +43,16 @@ def layout_for(
     """[condition of `words` ids below `lexicon` | codes of `grid` slots], the levels of a slot packed into one.
 
     A method that is only ever told its condition has it as a segment that is not noised; an autoregressive one sees
-    leftwards and makes the levels of a slot one by one.
+    leftwards, one of blocks sees those before, and both make the levels of a slot one by one. Raises ValueError for blocks
+    that do not divide the codes.
     """
     vocab = VocabLayout(lexicon, (Modality(modality, codebook_size, depth),))
     told, causal = method is not None and method.told, method is not None and method.causal
     condition = Segment(CONDITION, "text", (words,), noised=not told)
     codes = Segment(modality, modality, tuple(grid), axes=axes)
-    return Layout(vocab, (condition, codes), packed=not causal, attention="causal" if causal else "full")
+    block = method.block if method is not None else 0
+    attention = "causal" if causal else "block_causal" if block else "full"
+    return Layout(vocab, (condition, codes), attention, packed=not causal and not block, block=block)
 
 
 class Rows:
@@ -100,7 +103,7 @@ def train(
         num_heads=num_heads,
         dropout=dropout,
         initializer_range=hidden_size**-0.5,
-        max_length=len(layout.tables().lead),
+        max_length=len(layout.tables().lead) * (2 if layout.block else 1),  # blocks are trained on two copies
         max_depth=max(layout.depth(s) for s in layout.segments),
         time_conditioning=method.timed,
         prediction=method.prediction,

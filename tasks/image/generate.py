@@ -46,6 +46,8 @@ class Trained:
     @property
     def sampler(self) -> str:
         """What the method is sampled by where nothing else is said."""
+        if self.generator.block:
+            return "ancestral"
         return {"maskgit": "maskgit", "autoregressive": "left_to_right"}.get(self.generator.method, "ancestral")
 
 
@@ -63,7 +65,7 @@ def fit_model(
 ) -> DiscDiffModel:  # fmt: skip
     """A model of the pictures' codes given what is said of them, saved to `folder`."""
     codes, grid = quality.encode(tokenizer, train.x)
-    method = method_of(wanted.method, wanted.dropped, wanted.auxiliary)
+    method = method_of(wanted.method, wanted.dropped, wanted.auxiliary, wanted.block)
     layout = generation.layout_for(
         "image", tokenizer.codebook_size, tokenizer.depth, grid, lexicon.length, len(lexicon.words), method=method
     )
@@ -79,10 +81,13 @@ def drawn(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Pictures uint8 (n, channels, height, width) drawn for conditions, and their codes (n, slots, depth).
 
-    codes, known: of slots (n, slots) that are kept as they are. An autoregressive model keeps its keys and values.
+    codes, known: of slots (n, slots) that are kept as they are. Keys and values of codes that are done are kept where the model
+    is autoregressive or made for blocks.
     """
     settings = {"sampler": trained.sampler, "batch": 128, **sampler}
-    if trained.generator.method == "autoregressive":
+    if trained.generator.block:
+        settings = {"cache": "block", "block": trained.generator.block, **settings}
+    elif trained.generator.method == "autoregressive":
         settings = {"cache": "block", **settings}
     if settings.get("guidance", 1) != 1:
         settings = {"unprompted": "null", "prompt": generation.CONDITION, **settings}

@@ -68,14 +68,16 @@ class Refit:
 class Generator:
     """The model of codes. tokenizer: folder that `tokenizer train` wrote; condition: what it is told of a picture, a column
     (docs/images.md) or "" for nothing; words: of a condition at most; method: vq_diffusion, vq_paper, vq_released, vq_ddm,
-    maskgit or autoregressive; dropped: share of rows trained without their condition; auxiliary: weight of VQ-Diffusion's
-    second loss; hidden_size, num_layers, num_heads, dropout: its size.
+    maskgit or autoregressive; block: codes that are made together, each block given those before it, 0 for all of them;
+    dropped: share of rows trained without their condition; auxiliary: weight of VQ-Diffusion's second loss; hidden_size,
+    num_layers, num_heads, dropout: its size.
     """
 
     tokenizer: str = "runs/image"
     condition: str = "label"
     words: int = 16
     method: str = "vq_diffusion"
+    block: int = 0
     dropped: float = 0.1
     auxiliary: float = 0.05
     hidden_size: int = 128
@@ -86,6 +88,7 @@ class Generator:
     def __post_init__(self) -> None:
         checked("method", self.method, self.method in METHODS, f"choose from {', '.join(METHODS)}")
         checked("words", self.words, self.words >= 1, "at least one word")
+        checked("block", self.block, self.block >= 0, "codes that are made together, 0 for all of them")
         checked("dropped", self.dropped, 0 <= self.dropped <= 1, "a share of the rows in [0, 1]")
 
 
