@@ -29,7 +29,7 @@ from discdiff.config import checked
 from tasks.common import generation
 from tasks.image import page, quality
 from tasks.image.generate import Trained, drawn, fit_model, lexicon_of, touched
-from tasks.image.judged import compared, fit_judge, measured, share
+from tasks.image.judged import compared, fit_judge, made_for, measured, share
 from tasks.image.settings import Generator, Judged, Pictures, Training
 from tasks.image.sources import Read
 from tokenizers_vq import load_tokenizer
@@ -162,7 +162,7 @@ class Bench:
         if done.is_file() and (stored := json.loads(done.read_text(encoding="utf-8")))["key"] == key:
             return dict(stored["found"])
         start = time.perf_counter()
-        drawn(trained, self.valid.said[:128], seed=77, **sampler)
+        made_for(trained, self.valid.said[:128], self.labels, 77, **sampler)
         seconds = (time.perf_counter() - start) / 128
         found, made = measured(
             trained, self.judge, self.labels, self.valid, self.run.samples, 1000 * self.run.seed + seed, **sampler

@@ -9,7 +9,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from discdiff.cli import guarded
 from tasks.common.methods import METHODS
-from tasks.image import generate, tokenizer
+from tasks.image import commands, tokenizer
 
 QUIET = ("--batch_size", "8", "--progress", "false", "--warmup", "1")
 CODEC = ("--width", "8", "--blocks", "1", "--code_dim", "4", "--codebook_size", "16", "--strides", "2,2", *QUIET)
@@ -61,7 +61,7 @@ def picture_model(picture_root):
         if not folder.is_dir():
             asked = ("--method", method, "--block", block, *SMALL, "--out", folder)
             argv = ("--tokenizer", picture_root / "codec", *asked)
-            assert run(generate.train, *argv) == 0
+            assert run(commands.train, *argv) == 0
         return folder
 
     return trained

@@ -180,13 +180,10 @@ def test_networks_that_know_the_time():
 def test_shifted_networks_and_autoregression():
     """The slot before a finished block predicts the next block's first position: it is fed again."""
     for name, kind in (("prefix", PrefixCached), ("blocks", BlockCached), ("causal", BlockCached)):
-        plain, cached, slow, fast = pair(
-            kind, Commit(LeftToRight()), rows(name), 12, shift=True, seed=3, clock=Blocks(4)
-        )
+        told = {"shift": True, "seed": 3, "clock": Blocks(4)}
+        plain, cached, slow, fast = pair(kind, Commit(LeftToRight()), rows(name), 12, **told)
         assert torch.equal(plain, cached) and fast.fed < slow.fed
-    plain, cached, slow, fast = pair(
-        BlockCached, Commit(LeftToRight()), rows("causal"), 12, shift=True, clock=Blocks(1)
-    )
+    plain, cached, _, fast = pair(BlockCached, Commit(LeftToRight()), rows("causal"), 12, shift=True, clock=Blocks(1))
     assert torch.equal(plain, cached)
     assert fast.nfe == 12 and fast.fed == 5 * (4 + 11), "prompt and tokens once, the usual decoding with a cache"
 

@@ -17,7 +17,7 @@ from discdiff.sampling.sampler import CACHES
 from tasks.common import generation
 from tasks.common.methods import method_of
 from tasks.common.sections import Drawing, sampler_of
-from tasks.image import generate, judged
+from tasks.image import commands, generate, judged
 from tasks.image.generate import drawn, opened, touched
 from tasks.image.settings import Judged
 from tasks.image.sources import Read
@@ -30,7 +30,7 @@ from tokenizers_vq import load_tokenizer
 def test_train_sample_and_fill_in(picture_model, method, tmp_path, capsys):
     folder = picture_model(method)
     asked = (folder, "--condition", "red", "--count", 3, "--out", tmp_path / "a", "--sampler.steps", few(method))
-    assert run(generate.sample, *asked, "--report", tmp_path / "a.html") == 0, capsys.readouterr().err
+    assert run(commands.sample, *asked, "--report", tmp_path / "a.html") == 0, capsys.readouterr().err
     files = sorted((tmp_path / "a").iterdir())
     assert [f.name for f in files] == ["sample_1.png", "sample_2.png", "sample_3.png"]
     assert Image.open(files[0]).size == (12, 12) and "data:image/png" in (tmp_path / "a.html").read_text()
@@ -41,7 +41,7 @@ def test_train_sample_and_fill_in(picture_model, method, tmp_path, capsys):
     )
     assert (
         run(
-            generate.inpaint,
+            commands.inpaint,
             folder,
             "--condition",
             "red",
@@ -129,7 +129,7 @@ def test_a_repeated_and_an_interrupted_training_go_on(picture_root, picture_mode
     whole = picture_model("vq_diffusion") / "codes" / "model.safetensors"
     before, folder = whole.read_bytes(), tmp_path / "interrupted"
     argv = ("--tokenizer", picture_root / "codec", "--method", "vq_diffusion", *SMALL, "--out")
-    assert run(generate.train, *argv, picture_model("vq_diffusion")) == 0 and whole.read_bytes() == before
+    assert run(commands.train, *argv, picture_model("vq_diffusion")) == 0 and whole.read_bytes() == before
     step = generation.DiffusionTrainer.training_step
 
     def interrupted(trainer, *arguments):
@@ -138,13 +138,13 @@ def test_a_repeated_and_an_interrupted_training_go_on(picture_root, picture_mode
         return step(trainer, *arguments)
 
     monkeypatch.setattr(generation.DiffusionTrainer, "training_step", interrupted)
-    assert run(generate.train, *argv, folder) == 130
+    assert run(commands.train, *argv, folder) == 130
     monkeypatch.undo()
     assert not (folder / "codes").exists() and [f.name for f in (folder / "codes_training").glob("check*")]
     capsys.readouterr()
-    assert run(generate.sample, folder, "--condition", "red") == 2
+    assert run(commands.sample, folder, "--condition", "red") == 2
     assert "holds no picture model: run python -m tasks.image train --out it, to its end" in capsys.readouterr().err
-    assert run(generate.train, *argv, folder) == 0
+    assert run(commands.train, *argv, folder) == 0
     assert '"resumed": true' in (folder / "codes_training" / "metrics.jsonl").read_text()
     assert (folder / "codes" / "model.safetensors").read_bytes() == before  # as if it had never been interrupted
 
@@ -204,11 +204,11 @@ def test_blocks_are_made_one_after_the_other(picture_model, method):
 
 def test_blocks_that_fit_no_picture(picture_root, picture_model, capsys):
     asked = ("--tokenizer", picture_root / "codec", *SMALL, "--out", picture_root / "blocks")
-    assert run(generate.train, *asked, "--block", 4) == 2
+    assert run(commands.train, *asked, "--block", 4) == 2
     assert "block 4 must divide the 9 noised positions" in capsys.readouterr().err
-    assert run(generate.train, *asked, "--block", 3, "--method", "autoregressive") == 2
+    assert run(commands.train, *asked, "--block", 3, "--method", "autoregressive") == 2
     assert "block is 3: autoregressive makes one code after the other" in capsys.readouterr().err
-    assert run(generate.train, *asked, "--block", -1) == 2
+    assert run(commands.train, *asked, "--block", -1) == 2
     assert "block is -1: codes that are made together" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ import torch
 from picture_toy import CODEC, FEW, QUIET, SMALL, picture, quiet, run  # noqa: F401  (quiet acts by itself)
 from PIL import Image
 
-from tasks.image import generate, judged, tokenizer
+from tasks.image import commands, judged, tokenizer
 from tasks.image.generate import drawn, opened
 from tasks.image.settings import Pictures
 from tasks.image.sources import Read, load_said, read
@@ -27,7 +27,7 @@ once = functools.cache(opened)
 @pytest.fixture
 def kept(picture_model, monkeypatch):
     """As `picture_model`, its folders read once for all."""
-    monkeypatch.setattr(generate, "opened", once)
+    monkeypatch.setattr(commands, "opened", once)
     return picture_model
 
 
@@ -46,7 +46,7 @@ def kept(picture_model, monkeypatch):
 )
 def test_bad_requests(kept, argv, message, capsys):
     folder = kept("vq_diffusion")
-    assert run(generate.sample, folder, *argv) == 2
+    assert run(commands.sample, folder, *argv) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -77,7 +77,7 @@ def test_bad_holes_and_pictures(kept, argv, message, tmp_path, capsys, monkeypat
         picture(9, 9, 0, size).save(f"{size}.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "16.png").read_bytes()[:300])
     Image.fromarray(np.zeros((12, 12), dtype=np.float32)).save("floats.tif")
-    assert run(generate.inpaint, folder, *argv, "--out", "filled") == 2
+    assert run(commands.inpaint, folder, *argv, "--out", "filled") == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (tmp_path / "filled").exists()
 
@@ -123,7 +123,7 @@ def test_bad_trainings(picture_root, argv, message, tmp_path, capsys, monkeypatc
     if "--valid_last" in argv:
         flags["--source"] = picture_root / "pictures"
     flags |= dict(zip(argv[::2], argv[1::2], strict=True))
-    assert run(generate.train, *(word for pair in flags.items() for word in pair)) == 2
+    assert run(commands.train, *(word for pair in flags.items() for word in pair)) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out" / "codes").exists()
@@ -136,7 +136,7 @@ def test_parts_that_do_not_belong_together(picture_model, tmp_path, capsys):
     other = ImageTokenizerConfig(channels=3, width=8, blocks=1, code_dim=4, strides=(2, 2), codebook_size=8)
     shutil.rmtree(folder / "model")
     ImageTokenizer(other).save_pretrained(folder / "model")
-    for command in (generate.sample, generate.inpaint, judged.evaluate):
+    for command in (commands.sample, commands.inpaint, judged.evaluate):
         capsys.readouterr()
         assert config.codebook_size == 16 and run(command, folder) == 2
         error = capsys.readouterr().err
@@ -144,19 +144,19 @@ def test_parts_that_do_not_belong_together(picture_model, tmp_path, capsys):
     shutil.copytree(picture_model("vq_diffusion"), folder, dirs_exist_ok=True)
     weights = folder / "codes" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
-    assert run(generate.sample, folder, "--condition", "red") == 2
+    assert run(commands.sample, folder, "--condition", "red") == 2
     assert "is damaged: model.safetensors should have" in capsys.readouterr().err
-    for command in (generate.sample, generate.inpaint, judged.evaluate):
+    for command in (commands.sample, commands.inpaint, judged.evaluate):
         assert run(command, tmp_path) == 2 and "holds no picture model" in capsys.readouterr().err
 
 
 def test_a_model_that_is_told_nothing(picture_root, tmp_path, capsys):
     folder = tmp_path / "untold"
     argv = ("--tokenizer", picture_root / "codec", "--condition", "", *SMALL, "--out", folder)
-    assert run(generate.train, *argv) == 0
+    assert run(commands.train, *argv) == 0
     assert opened(folder).lexicon.words == ("", "?")
-    assert run(generate.sample, folder, "--count", 1, "--out", tmp_path / "s", *FEW) == 0
-    assert run(generate.sample, folder, "--condition", "red") == 2
+    assert run(commands.sample, folder, "--count", 1, "--out", tmp_path / "s", *FEW) == 0
+    assert run(commands.sample, folder, "--condition", "red") == 2
     assert "no training caption has 'red'" in capsys.readouterr().err
     assert run(judged.evaluate, folder) == 2
     assert "a model that is told nothing cannot be judged by what it was told" in capsys.readouterr().err
@@ -167,10 +167,10 @@ def test_a_folder_of_another_run_is_refused(picture_root, picture_model, tmp_pat
     folder = tmp_path / "held"
     shutil.copytree(picture_model("vq_diffusion"), folder)
     argv = dict(zip(SMALL[::2], SMALL[1::2], strict=True)) | {"--tokenizer": picture_root / "codec", "--out": folder}
-    assert run(generate.train, *(w for pair in argv.items() for w in pair)) == 0
+    assert run(commands.train, *(w for pair in argv.items() for w in pair)) == 0
     held = (folder / "task.json").read_bytes()
     for other in ({"--method": "vq_released"}, {"--condition": ""}, {"--dropped": "0.5"}):
-        assert run(generate.train, *(w for pair in (argv | other).items() for w in pair)) == 2
+        assert run(commands.train, *(w for pair in (argv | other).items() for w in pair)) == 2
         assert "holds a model of other settings, pictures or codes" in capsys.readouterr().err
     codec = tmp_path / "codec"
     shutil.copytree(picture_root / "codec", codec)
@@ -179,7 +179,7 @@ def test_a_folder_of_another_run_is_refused(picture_root, picture_model, tmp_pat
         next(tokenizer_of.parameters()).add_(1.0)
     tokenizer_of.save_pretrained(picture_root / "codec" / "model")
     try:
-        assert run(generate.train, *(w for pair in argv.items() for w in pair)) == 2
+        assert run(commands.train, *(w for pair in argv.items() for w in pair)) == 2
     finally:
         shutil.rmtree(picture_root / "codec")
         shutil.copytree(codec, picture_root / "codec")
@@ -216,10 +216,10 @@ def test_a_judge_of_other_values_is_refused(picture_model, tmp_path, capsys):
 
 def test_a_model_is_not_trained_over_its_tokenizer_or_on_a_model(picture_root, picture_model, capsys):
     codec = picture_root / "codec"
-    assert run(generate.train, "--tokenizer", codec, *SMALL, "--out", codec) == 2
+    assert run(commands.train, "--tokenizer", codec, *SMALL, "--out", codec) == 2
     assert "that is the tokenizer's: give another folder" in capsys.readouterr().err
     model = picture_model("vq_diffusion")
-    assert run(generate.train, "--tokenizer", model, *SMALL, "--out", picture_root / "other") == 2
+    assert run(commands.train, "--tokenizer", model, *SMALL, "--out", picture_root / "other") == 2
     assert "that is a model: give what tokenizer train wrote" in capsys.readouterr().err
 
 

@@ -138,14 +138,15 @@ def draw(
     codes: Tensor | None = None,
     known: Tensor | None = None,
     sampler: str = "ancestral",
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch: int = 64,
     **knobs: Any,
 ) -> Coded:
     """Codes drawn for conditions (n, words), or conditions drawn for `codes`; mask (n, slots): the slots to fill.
 
     With both, the codes of the slots that are `known` (n, slots) are given and never change, the others are drawn. Rows
-    are drawn `batch` at a time, and do not depend on how many that is: every row has a seed of its own.
+    are drawn `batch` at a time, and do not depend on how many that is: every row has a seed of its own, `seed` and those
+    that follow it, or as given.
     """
     layout = layout_of(model)
     name, depth = layout.names[1], layout.depth(layout.segments[1])
@@ -161,13 +162,14 @@ def draw(
         tokens[:, words:] = made.flatten(1)
     valid = torch.cat([torch.ones(rows, words, dtype=torch.bool), mask.repeat_interleave(depth, 1)], 1)
     tokens = tokens.masked_fill(~valid, layout.vocab.pad)
+    seeds = list(range(seed, seed + rows)) if isinstance(seed, int) else list(seed)
+    checked("seed", len(seeds), len(seeds) == rows, f"one for each of the {rows} rows")
     drawn = []
     for start in range(0, rows, batch):
         part = slice(start, start + batch)
         given = valid[part] & (tokens[part] != layout.vocab.mask)
         rows_of = make_batch(layout, tokens[part], valid=valid[part], given=given)
-        seeds = list(range(seed + start, seed + start + len(rows_of.tokens)))
-        drawn.append(generate(model, rows_of, sampler, seed=seeds, **knobs)[0].cpu())
+        drawn.append(generate(model, rows_of, sampler, seed=seeds[part], **knobs)[0].cpu())
     out = torch.cat(drawn)
     first = layout.vocab.range(name)[0]
     filled = torch.where(valid, out, first + torch.zeros_like(out))[:, words:].view(rows, -1, depth)

@@ -22,7 +22,8 @@ from functools import partial
 from transformers.utils.logging import disable_progress_bar
 
 from discdiff.cli import commands, guarded
-from tasks.image import generate, judged, restore
+from tasks.image import commands as model
+from tasks.image import judged, restore
 from tasks.image.tokenizer import evaluate, refit_command, train
 
 PROG = "python -m tasks.image"
@@ -30,7 +31,7 @@ PROG = "python -m tasks.image"
 if __name__ == "__main__":
     disable_progress_bar()  # of reading and writing weights
     named = {"train": train, "evaluate": evaluate, "refit": refit_command}
-    own = {"train": generate.train, "sample": generate.sample, "inpaint": generate.inpaint, "evaluate": judged.evaluate}
+    own = {"train": model.train, "sample": model.sample, "inpaint": model.inpaint, "evaluate": judged.evaluate}
     own |= {"restore": restore.restore, "edit": restore.edit}
     inner = commands(f"{PROG} tokenizer", {n: partial(f, f"{PROG} tokenizer {n}") for n, f in named.items()})
     sys.exit(guarded(commands(PROG, {"tokenizer": inner, **{n: partial(f, f"{PROG} {n}") for n, f in own.items()}})))

@@ -18,6 +18,7 @@ from discdiff.metrics import density_coverage, frechet_distance, memorised, prec
 from tasks.common.judge import Judge, predicted, train_judge
 from tasks.common.sections import Drawing, sampler_of
 from tasks.image import page, quality
+from tasks.image.doubted import drawn_surely
 from tasks.image.generate import CODES, Trained, drawn, opened
 from tasks.image.settings import Judged
 from tasks.image.sources import Read, load_said
@@ -76,14 +77,29 @@ def compared(judge: Judge, real: Tensor, fake: Tensor, train: Tensor | None = No
     return found
 
 
+def made_for(
+    trained: Trained, said: Sequence[str], labels: Sequence[str], seed: int = 0, surely: float = 0.0, **sampler: Any
+) -> tuple[Tensor, float]:
+    """Pictures for conditions, and how many were drawn for each; surely: what the model is less sure of, among the labels, is
+    drawn anew.
+    """
+    if not surely:
+        return drawn(trained, said, seed, **sampler)[0], 1.0
+    found = drawn_surely(trained, said, labels, least=surely, seed=seed, **sampler)
+    return found.pictures, float(found.draws.double().mean())
+
+
 def measured(
     trained: Trained, judge: Judge, labels: Sequence[str], valid: Read, count: int, seed: int = 0, **sampler: Any
 ) -> tuple[dict[str, float], Tensor]:
-    """Figures of `count` samples for the conditions of validation pictures, taken in turn, and the samples."""
+    """Figures of `count` samples for the conditions of validation pictures, taken in turn, and the samples; sampler: of
+    `made_for`.
+    """
     said = [valid.said[i % len(valid.said)] for i in range(count)]
-    made, _ = drawn(trained, said, seed, **sampler)
+    made, draws = made_for(trained, said, labels, seed, **sampler)
     right, error = share(judge, labels, made, said)
-    return {"accuracy": right, "standard_error": error, **compared(judge, valid.x[: max(count, 2)], made)}, made
+    found = {"accuracy": right, "standard_error": error, **compared(judge, valid.x[: max(count, 2)], made)}
+    return found | ({"draws": draws} if draws > 1 else {}), made
 
 
 def asked(train: Read, valid: Read, count: int) -> Read:

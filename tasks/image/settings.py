@@ -104,15 +104,25 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class Request:
-    """What to sample: `count` pictures of a condition. out: a folder for PNG files; report: a page that shows them made."""
+    """What to sample: `count` pictures of a condition. out: a folder for PNG files; report: a page that shows them made.
+    surely: pictures that the model itself holds for the condition, and not for one of `unlike`, with a lower probability are
+    drawn anew, up to `tries` times in all.
+    """
 
     condition: str = ""
     count: int = 8
+    surely: float = 0.0
+    unlike: tuple[str, ...] = ()
+    tries: int = 3
     out: str = "runs/samples"
     report: str | None = None
 
     def __post_init__(self) -> None:
         checked("count", self.count, self.count >= 1, "at least 1")
+        checked("surely", self.surely, 0 <= self.surely <= 1, "a probability in [0, 1]")
+        both = bool(self.surely) == bool(self.unlike)
+        checked("unlike", ",".join(self.unlike), both, "name the other conditions beside --surely, and with it only")
+        checked("tries", self.tries, self.tries >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
