@@ -67,6 +67,10 @@ def test_a_data_set_is_collected_and_learned(tmp_path, capsys):
     )
     code, said = run(judge, [out], capsys)
     assert code == 2 and "name tasks of Meta-World" in said.err
+    demos.rename(tmp_path / "away")  # read before an episode is tried
+    code, said = run(judge, tried, capsys, make=lambda task: pytest.fail("an episode was tried"))
+    assert code == 2 and str(demos) in said.err
+    (tmp_path / "away").rename(demos)
     for wrong, match in (
         (["--camera", "wrist"], "choose from"),
         (["--state", "observation.force"], "observation.state"),

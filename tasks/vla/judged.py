@@ -64,6 +64,7 @@ def evaluate(prog: str, argv: Sequence[str], make: Any = metaworld.make) -> None
     tasks = trial.TASKS if here else named(wanted.tasks)
     keep = [(task, seed) for seed in seeds for task in tasks][: wanted.gifs]
     common: dict[str, Any] = {"tasks": tasks, "execute": wanted.execute, "size": size, "keep": keep}
+    one = episodes_of(data, size, [0])[0]  # for the report; where it cannot be read, no episode is lost
     if here:
         usual = (wanted.batch, wanted.sentences) == (Trial.batch, Trial.sentences)
         checked("batch, sentences", (wanted.batch, wanted.sentences), usual, "they are of Meta-World")
@@ -79,7 +80,6 @@ def evaluate(prog: str, argv: Sequence[str], make: Any = metaworld.make) -> None
                 raise  # the policy itself is shown pictures
             print(f"the report will show no episodes: {error}", flush=True)
             found = rollout.evaluate(act, **{**common, "keep": ()})
-    one = episodes_of(data, size, [0])[0]
     figures = {**_figures(found), "ms_per_chunk": latency(policy, one, how)}
     by_task = {task: _figures([r for r in found if r.task == task]) for task in tasks}
     listed = [{n: getattr(r, n) for n in ("task", "seed", "success", "length", "calls")} for r in found]
