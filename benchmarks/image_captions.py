@@ -7,8 +7,8 @@ scored by a judge of real training pictures and their captions; beside it what t
 reconstructions, and of every set with its captions exchanged: cosines do not start at 0, so real pictures with captions
 exchanged have a share of the real score too, and so has a model that hears nothing. The goals are at the first guidance
 scale of `tried`, the others are printed beside. A third of the real held-out tiles are near copies of training tiles: what
-a model copies shows where the real tile is none. What is in `out` already is not trained again; emoji64's tokenizer is
-trained here where there is none.
+a model copies shows where the real tile is none; beside it, near copies are drawn again, five times at most. What is in
+`out` already is not trained again; emoji64's tokenizer is trained here where there is none.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from discdiff.models import DiscDiffModel
 from tasks.common import generation
 from tasks.common.words import ABSENT, UNKNOWN, Lexicon, split
 from tasks.image import page, quality
-from tasks.image.generate import Trained, drawn, fit_model
+from tasks.image.again import apart, drawn_again, usual_distance
+from tasks.image.generate import Trained, fit_model
 from tasks.image.judged import compared, fit_judge, share
 from tasks.image.matching import Matcher, fit_matcher, moved, retrieval, scores
 from tasks.image.settings import Generator, Judged, Pictures, Training
@@ -163,11 +164,15 @@ class Bench:
         seconds = json.loads(timed.read_text(encoding="utf-8")) if timed.is_file() else 0.0
         return Trained(self.codec, model, self.lexicon, Pictures(source=run.data), wanted), seconds
 
-    def made(self, trained: Trained, said: Sequence[str], guidance: float, seed: int) -> Tensor:
-        """A picture for each."""
+    def made(
+        self, trained: Trained, said: Sequence[str], guidance: float, seed: int, least: float = 0.0
+    ) -> tuple[Tensor, float]:
+        """A picture for each, and how many were drawn for it; least: distance to training pictures below which it is again."""
         slots = generation.layout_of(trained.model).segments[1].slots
         steps = slots if trained.generator.method == "autoregressive" else self.run.sampling
-        return drawn(trained, said, seed=seed, steps=steps, guidance=guidance)[0]
+        judge, knobs = apart(self.train.x), {"steps": steps, "guidance": guidance}
+        again = drawn_again(trained, said, judge, least=least, tries=5, seed=seed, **knobs)
+        return again.pictures, float(again.draws.double().mean())
 
 
 def exchanged(said: Sequence[str], seed: int) -> list[str]:
@@ -266,7 +271,7 @@ def captions(bench: Bench) -> list[dict[str, Any]]:
     print({k: round(v, 3) for k, v in real.items()}, flush=True)
     best: Tensor | None = None
     for scale in run.tried:
-        made = bench.made(trained, held.said, scale, seed=77)
+        made, _ = bench.made(trained, held.said, scale, seed=77)
         found = told(matcher, made, held.said, run.seed)
         found["score / the real"] = found["score"] / real["score"]
         found["difference / the real"] = found["difference"] / real["difference"]
@@ -277,11 +282,26 @@ def captions(bench: Bench) -> list[dict[str, Any]]:
         shown(bench.folder / f"held_out_{scale:g}.html", f"Held-out captions, guidance {scale:g}", made, held, found)
         best = made if best is None else best
     assert best is not None
-    made = bench.made(trained, seen.said, run.tried[0], seed=100_077)
+    made, _ = bench.made(trained, seen.said, run.tried[0], seed=100_077)
     found = told(matcher, made, seen.said, run.seed)
     figures += rows(f"training captions, guidance {run.tried[0]:g}", found)
     shown(bench.folder / "training.html", "Training captions", made, seen, found)
-    return figures + copied(bench, best, held.x)
+    return figures + copied(bench, best, held.x) + novel(bench, trained, matcher, real["score"])
+
+
+def novel(bench: Bench, trained: Trained, matcher: Matcher, real: float) -> list[dict[str, Any]]:
+    """The samples of the goals once more, near copies of training pictures drawn again; real: score of the real ones."""
+    run, held = bench.run, bench.held
+    half = usual_distance(held.x, bench.train.x) / 2
+    made, draws = bench.made(trained, held.said, run.tried[0], seed=77, least=half)
+    found = {**told(matcher, made, held.said, run.seed), "drawn for each": draws}
+    found["score / the real"] = found["score"] / real
+    found["near copies of training pictures"] = memorised(flat(made), flat(bench.train.x), flat(held.x))
+    goals = {"difference, standard errors": ">= 3", "score / the real": ">= 0.7"}
+    goals["near copies of training pictures"] = "< 0.05"
+    print("drawn again", {k: round(v, 3) for k, v in found.items()}, flush=True)
+    shown(bench.folder / "drawn_again.html", "Held-out captions, near copies drawn again", made, held, found)
+    return rows("held-out captions, near copies drawn again", found, goals)
 
 
 def groups(bench: Bench) -> list[dict[str, Any]]:
@@ -309,7 +329,7 @@ def groups(bench: Bench) -> list[dict[str, Any]]:
         right, error = share(judge, labels, x, held.said)
         figures += rows(name, {"accuracy": right, "standard_error": error})
     for scale in run.tried:
-        made = bench.made(trained, held.said, scale, seed=77)
+        made, _ = bench.made(trained, held.said, scale, seed=77)
         right, error = share(judge, labels, made, held.said)
         cell = {"accuracy": right, "standard_error": error, **compared(judge, held.x, made, bench.train.x)}
         figures += rows(f"by group, guidance {scale:g}", cell)

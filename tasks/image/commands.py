@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -13,7 +14,7 @@ from discdiff.cli import parse, take
 from discdiff.config import checked, from_dict, read_json, to_dict
 from tasks.common.sections import Drawing, sampler_of
 from tasks.image import page, quality
-from tasks.image.doubted import drawn_surely
+from tasks.image.again import apart, drawn_again, drawn_surely, usual_distance
 from tasks.image.generate import CODES, KINDS, MODEL, TASK, drawn, fit_model, lexicon_of, opened, picture_of, touched
 from tasks.image.settings import Generator, Hole, ModelOutput, Pictures, Request, Training
 from tasks.image.sources import load_said
@@ -72,10 +73,17 @@ def sample(prog: str, argv: Sequence[str]) -> None:
     trained.lexicon.check(request.condition)
     said = [request.condition] * request.count
     sampler = sampler_of(prog, inside, chosen["drawing"], trained.sampler)
-    if request.surely:
-        found = drawn_surely(trained, said, request.unlike, least=request.surely, tries=request.tries, **sampler)
-        made, still = found.pictures, int((found.sure < request.surely).sum())
-        print(f"{int(found.draws.sum())} drawn for {len(said)}, {still} of which stay doubtful")
+    again: dict[str, Any] = {"tries": request.tries, **sampler}
+    if request.surely or request.apart:
+        if request.surely:
+            least = request.surely
+            found = drawn_surely(trained, said, request.unlike, least=least, **again)
+        else:
+            train, valid = load_said(trained.pictures, trained.tokenizer.config.channels)
+            least = request.apart * usual_distance(valid.x, train.x)
+            found = drawn_again(trained, said, apart(train.x), least=least, **again)
+        made, short = found.pictures, int((found.worth < least).sum())
+        print(f"{int(found.draws.sum())} drawn for {len(said)}, {short} of which fall short still")
     else:
         made, _ = drawn(trained, said, **sampler)
     _save(made, Path(request.out), "sample")

@@ -18,7 +18,7 @@ from discdiff.metrics import density_coverage, frechet_distance, memorised, prec
 from tasks.common.judge import Judge, predicted, train_judge
 from tasks.common.sections import Drawing, sampler_of
 from tasks.image import page, quality
-from tasks.image.doubted import drawn_surely
+from tasks.image.again import drawn_surely
 from tasks.image.generate import CODES, Trained, drawn, opened
 from tasks.image.settings import Judged
 from tasks.image.sources import Read, load_said

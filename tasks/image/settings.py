@@ -105,14 +105,16 @@ class ModelOutput:
 @dataclass(frozen=True)
 class Request:
     """What to sample: `count` pictures of a condition. out: a folder for PNG files; report: a page that shows them made.
-    surely: pictures that the model itself holds for the condition, and not for one of `unlike`, with a lower probability are
-    drawn anew, up to `tries` times in all.
+    Drawn anew, up to `tries` times in all, are pictures that the model itself holds for the condition, and not for one of
+    `unlike`, with a probability below `surely`; or, alone, those nearer to a training picture than the share `apart` of what
+    is usual for real ones that were not learned.
     """
 
     condition: str = ""
     count: int = 8
     surely: float = 0.0
     unlike: tuple[str, ...] = ()
+    apart: float = 0.0
     tries: int = 3
     out: str = "runs/samples"
     report: str | None = None
@@ -122,6 +124,8 @@ class Request:
         checked("surely", self.surely, 0 <= self.surely <= 1, "a probability in [0, 1]")
         both = bool(self.surely) == bool(self.unlike)
         checked("unlike", ",".join(self.unlike), both, "name the other conditions beside --surely, and with it only")
+        checked("apart", self.apart, self.apart >= 0, "a share of the usual distance, 0 for any")
+        checked("apart", self.apart, not (self.apart and self.surely), "one reason at a time: leave it or surely out")
         checked("tries", self.tries, self.tries >= 1, "at least 1")
 
 

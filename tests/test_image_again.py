@@ -1,4 +1,4 @@
-"""Pictures the model doubts are drawn again: Bayes' rule from its own likelihood, and what is kept."""
+"""Pictures are drawn again that the model doubts, by Bayes' rule from its own likelihood, or that it has learned."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from picture_toy import FEW, SMALL, few, quiet, run  # noqa: F401  (quiet acts b
 from discdiff.layout import make_batch
 from tasks.common import generation
 from tasks.image import commands
-from tasks.image.doubted import APART, drawn_surely, sureness
+from tasks.image.again import APART, apart, drawn_again, drawn_surely, sureness, usual_distance
 from tasks.image.generate import drawn, opened
 
 SAID, LABELS = ["red", "dark blue", "red", "dark blue", "red", "red"], ["red", "dark blue"]
@@ -60,7 +60,7 @@ def test_the_surest_is_kept_and_what_is_sure_is_not_drawn_again(picture_model):
     for row in range(6):
         tried = next((k + 1 for k in range(3) if sure[k, row] >= least), 3)
         best = int(sure[:tried, row].argmax())
-        assert int(found.draws[row]) == tried and float(found.sure[row]) == pytest.approx(float(sure[best, row]))
+        assert int(found.draws[row]) == tried and float(found.worth[row]) == pytest.approx(float(sure[best, row]))
         assert torch.equal(found.codes[row], made[best][1][row]) and torch.equal(
             found.pictures[row], made[best][0][row]
         )
@@ -73,7 +73,23 @@ def test_the_command(picture_model, tmp_path, capsys):
     asked = (picture_model("vq_diffusion"), "--condition", "red", "--count", 3, "--out", tmp_path / "a", *FEW)
     assert run(commands.sample, *asked, "--surely", 1, "--unlike", "dark blue", "--tries", 2) == 0
     said = capsys.readouterr().out
-    assert "6 drawn for 3, 3 of which stay doubtful" in said and len(list((tmp_path / "a").iterdir())) == 3
+    assert "6 drawn for 3, 3 of which fall short still" in said and len(list((tmp_path / "a").iterdir())) == 3
+
+
+def test_copies_are_drawn_again(picture_model, picture_root, tmp_path, capsys):
+    folder, steps = picture_model("vq_diffusion"), few("vq_diffusion")
+    trained = opened(folder)
+    made = drawn(trained, SAID, 7, steps=steps)[0]
+    judge = apart(made[:2])  # as if these had been learned
+    assert judge(made, made, (), ())[:2].tolist() == [0, 0] and usual_distance(made[2:], made[:2]) > 0
+    x = (made.double() * 2 / 255 - 1).flatten(1)
+    assert torch.allclose(judge(made[2:], made, (), ()).double(), torch.cdist(x[2:], x[:2]).amin(1), rtol=1e-4)
+    found = drawn_again(trained, SAID, judge, least=1e-3, seed=7, steps=steps)
+    assert found.draws.tolist() == [2, 2, 1, 1, 1, 1] and torch.equal(found.pictures[2:], made[2:])
+    assert not torch.equal(found.pictures[0], made[0]) and not torch.equal(found.pictures[1], made[1])
+    asked = (folder, "--condition", "red", "--count", 2, "--out", tmp_path / "a", *FEW)
+    for share, said in ((0.001, "2 drawn for 2, 0 of which"), (1000, "6 drawn for 2, 2 of which")):
+        assert run(commands.sample, *asked, "--apart", share) == 0 and said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -84,6 +100,8 @@ def test_the_command(picture_model, tmp_path, capsys):
         (("--surely", 1.5, "--unlike", "red"), "surely is 1.5: a probability in [0, 1]"),
         (("--surely", 0.5, "--unlike", "red", "--tries", 0), "tries is 0: at least 1"),
         (("--surely", 0.5, "--unlike", "green"), "no training caption has 'green'"),
+        (("--apart", -1), "apart is -1.0: a share of the usual distance"),
+        (("--apart", 0.5, "--surely", 0.5, "--unlike", "red"), "apart is 0.5: one reason at a time"),
     ],
 )
 def test_bad_requests(picture_model, argv, message, tmp_path, capsys):
