@@ -17,7 +17,7 @@ from anchoring_toy import (
 )
 from table_toy import network
 
-from discdiff import Anchored, ClassifierFree, ModelDenoiser, SoftDecode, best_of, iterate, row_seeds, sample
+from discdiff import Anchored, ClassifierFree, ModelDenoiser, Selected, SoftDecode, best_of, iterate, row_seeds, sample
 from discdiff.denoisers import Unprompted
 from discdiff.layout import VocabLayout
 from discdiff.sampling.sampler import Common, Sampler
@@ -79,6 +79,14 @@ def test_a_run_owns_its_memory():
     assert torch.equal(state.tokens, first) and not network.tilts
     cold = sample(replace(network, warm=False), CONFIDENT, batch, 4, seed=1)[0].tokens
     assert not torch.equal(cold, first)
+
+
+def test_copies_of_a_row_cannot_share_a_memory():
+    batch, measured = batch_of(SOFT), measured_of(SOFT)
+    network, kernel = Anchored(Counted(), SOFT, measured, FEW), Selected(CONFIDENT, SOFT, measured, count=2)
+    with pytest.raises(ValueError, match="rows of the run repeat in one call.*give warm=False"):
+        sample(network, kernel, batch, 4, seed=1)
+    assert bool(sample(replace(network, warm=False), kernel, batch, 4, seed=1)[0].committed.all())
 
 
 def test_guidance_around_it_keeps_two_memories():

@@ -77,6 +77,10 @@ class Anchored(Wrapper):
     def __call__(self, state: State, step: Step) -> Prediction:
         if self.measured is None:
             return self.inner(state, step)
+        if self.warm and bool((state.row.diff() <= 0).any()):
+            raise ValueError(
+                "rows of the run repeat in one call: copies of a row cannot share its memory, give warm=False"
+            )
         prediction, canvas = own(self.inner, self.process, state, step), Canvas.of(self.soft, state)
         if not len(canvas.index):
             return prediction
