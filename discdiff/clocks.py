@@ -75,7 +75,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of `size` positions one after another, from the first noised segment on: block b of n moves during t in
+    """Blocks of `size` positions one after another, from the layout's `origin` on: block b of n moves during t in
     [1 - (b+1)/n, 1 - b/n].
 
     Semi-autoregressive sampling (LLaDA arXiv 2502.09992, BD3LM 2503.09573). Raises ValueError for a size below 1.
@@ -88,7 +88,7 @@ class Blocks:
             raise ValueError(f"block size {self.size} must be at least 1")
 
     def _block(self, batch: TokenBatch) -> tuple[Tensor, int]:
-        length, told = batch.layout.sequence, batch.layout.prefix
+        length, told = batch.layout.sequence, batch.layout.origin
         place = (batch.slot % length - told).clamp(min=0)
         return torch.div(place, self.size, rounding_mode="floor"), max(1, -(-(length - told) // self.size))
 

@@ -186,7 +186,7 @@ def test_training_reaches_below_the_unigram_and_samples_with_a_cache():
 
 
 TOLD = Segment("told", "text", (3,), noised=False)
-BEHIND = Layout(VOCAB, (TOLD, Segment("text", "text", (12,))), "block_causal", block=SIZE)
+BEHIND = Layout(VOCAB, (TOLD, Segment("text", "text", (12,))), "told_block_causal", block=SIZE)
 
 
 @pytest.mark.parametrize("layout", [TEXT, BEHIND])

@@ -50,7 +50,7 @@ LAYOUTS = {
     "hybrid": Layout(VOCAB, (PROMPT, TEXT, CODES), "hybrid"),
     "packed": Layout(VOCAB, (PROMPT, CODES, TEXT), "prefix", packed=True),
     "blocks": Layout(VOCAB, (PROMPT, TEXT), "block_causal", block=4),
-    "uneven": Layout(VOCAB, (PROMPT, TEXT), "block_causal", block=3),  # counted behind the prompt
+    "told": Layout(VOCAB, (PROMPT, TEXT), "told_block_causal", block=3),
     "causal": Layout(VOCAB, (PROMPT, TEXT), "causal"),
 }
 EXACT = [
@@ -60,8 +60,7 @@ EXACT = [
     ("hybrid", BlockCached),
     ("blocks", PrefixCached),
     ("blocks", BlockCached),
-    ("uneven", PrefixCached),
-    ("uneven", BlockCached),
+    ("told", BlockCached),
     ("causal", BlockCached),
 ]
 KERNELS = {
@@ -180,10 +179,11 @@ def test_networks_that_know_the_time():
 def test_shifted_networks_and_autoregression():
     """The slot before a finished block predicts the next block's first position: it is fed again."""
     for name, kind in (("prefix", PrefixCached), ("blocks", BlockCached), ("causal", BlockCached)):
-        told = {"shift": True, "seed": 3, "clock": Blocks(4)}
-        plain, cached, slow, fast = pair(kind, Commit(LeftToRight()), rows(name), 12, **told)
+        plain, cached, slow, fast = pair(
+            kind, Commit(LeftToRight()), rows(name), 12, shift=True, seed=3, clock=Blocks(4)
+        )
         assert torch.equal(plain, cached) and fast.fed < slow.fed
-    plain, cached, _, fast = pair(BlockCached, Commit(LeftToRight()), rows("causal"), 12, shift=True, clock=Blocks(1))
+    plain, cached, _, fast = pair(BlockCached, Commit(LeftToRight()), rows("causal"), 16, shift=True, clock=Blocks(1))
     assert torch.equal(plain, cached)
     assert fast.nfe == 12 and fast.fed == 5 * (4 + 11), "prompt and tokens once, the usual decoding with a cache"
 
@@ -191,7 +191,7 @@ def test_shifted_networks_and_autoregression():
 def test_exact_costs():
     _, _, slow, fast = pair(PrefixCached, Commit(Sure()), rows("prefix"), 12)
     assert (slow.fed, fast.fed) == (5 * 12 * 16, 5 * (4 + 12 * 12))
-    _, _, slow, fast = pair(BlockCached, Commit(Sure()), rows("blocks"), 12, clock=Blocks(4))
+    _, _, slow, fast = pair(BlockCached, Commit(Sure()), rows("blocks"), 16, clock=Blocks(4))
     assert fast.nfe == slow.nfe == 12 and fast.fed == 5 * (4 * 12 + 3 * 4), "each finished block once, with the next"
 
 
@@ -265,7 +265,7 @@ def test_approximate_caches(kind):
 
 def test_approximate_costs():
     """A block of 4 begins with one full call; Fast-dLLM's counts."""
-    batch, settings = rows("full"), {"clock": Blocks(4), "steps": 12}
+    batch, settings = rows("full"), {"clock": Blocks(4), "steps": 16}
     _, _, _, dual = pair(ApproximateDualCached, Commit(Sure()), batch, **settings)
     _, _, _, prefix = pair(ApproximatePrefixCached, Commit(Sure()), batch, **settings)
     assert dual.fed == 5 * 3 * (16 + 3 * 4) and prefix.fed == 5 * 3 * (16 + 3 * (12 + 8 + 4) // 3)

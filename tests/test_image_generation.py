@@ -205,7 +205,7 @@ def test_blocks_are_made_one_after_the_other(picture_model, method):
 def test_blocks_that_fit_no_picture(picture_root, picture_model, capsys):
     asked = ("--tokenizer", picture_root / "codec", *SMALL, "--out", picture_root / "blocks")
     assert run(commands.train, *asked, "--block", 4) == 2
-    assert "block 4 must divide the 9 noised positions" in capsys.readouterr().err
+    assert "block 4 must divide the 9 positions behind what is told" in capsys.readouterr().err
     assert run(commands.train, *asked, "--block", 3, "--method", "autoregressive") == 2
     assert "block is 3: autoregressive makes one code after the other" in capsys.readouterr().err
     assert run(commands.train, *asked, "--block", -1) == 2

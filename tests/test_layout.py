@@ -130,6 +130,9 @@ IMPOSSIBLE = {
     "block=0: a block size": lambda: layout(("x", "text", (4,)), attention="block_causal"),
     "'full' with block=2": lambda: layout(("x", "text", (4,)), block=2),
     "block 3 must divide": lambda: layout(("x", "text", (4,)), attention="block_causal", block=3),
+    "must divide the 4 positions behind what is told": lambda: layout(
+        ("x", "text", (2,), False), ("y", "text", (4,)), attention="told_block_causal", block=3
+    ),
     "with packed=False": lambda: layout(("x", "sound", (4,)), attention="block_causal", block=3, packed=True),
     "is_doubled with attention 'full'": lambda: layout(("x", "text", (4,)), is_doubled=True),
     "block 5 must divide": lambda: layout(("x", "text", (4,))).doubled(5),
@@ -201,9 +204,11 @@ EXPECTED = {  # rows ask, columns answer: prompt 2, film 2 frames x 2, answer 2
     "omni": ["10000000", "11000000"] + ["11111100"] * 4 + ["11111110", "11111111"],
     "frame_causal": ["11000000"] * 2 + ["11110000"] * 2 + ["11111100"] * 2 + ["11111111"] * 2,
     "isolated": ["11000011"] * 2 + ["11111111"] * 4 + ["11000011"] * 2,
-    "block_causal": ["11000000"] * 2 + ["11111000"] * 3 + ["11111111"] * 3,  # blocks of 3 behind the prompt
+    "block_causal": ["11110000"] * 4 + ["11111111"] * 4,
+    "told_block_causal": ["11000000"] * 2 + ["11111000"] * 3 + ["11111111"] * 3,  # blocks of 3 behind the prompt
 }
-CACHEABLE = ("causal", "prefix", "hybrid", "omni", "frame_causal", "block_causal")
+CACHEABLE = ("causal", "prefix", "hybrid", "omni", "frame_causal", "told_block_causal")
+BLOCK = {"block_causal": 4, "told_block_causal": 3}
 
 
 def matrix(rows):
@@ -217,7 +222,7 @@ def visible(where):
 
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_presets(attention):
-    where = layout(*SMALL, attention=attention, block=3 if attention == "block_causal" else 0)
+    where = layout(*SMALL, attention=attention, block=BLOCK.get(attention, 0))
     assert torch.equal(visible(where), matrix(EXPECTED[attention]))
     assert where.prefix_cacheable() == (attention in CACHEABLE)
     assert where.open == (attention == "full")
@@ -230,11 +235,10 @@ def test_causal_segments_and_prefixes():
     where = layout(*SMALL[:2], left_to_right, attention="prefix")
     assert torch.equal(visible(where), expected) and not where.open
     cut = layout(("x", "text", (2,), False), ("y", "text", (6,)), attention="block_causal", block=2)
-    assert cut.prefix_cacheable()
-    blocks = replace(cut, block=3)  # counted behind what is told
-    assert blocks.prefix_cacheable() and blocks.tables().span.tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
-    assert torch.equal(visible(blocks), matrix(["11000000"] * 2 + ["11111000"] * 3 + ["11111111"] * 3))
-    twice = visible(blocks.doubled(3))  # a noised block sees itself and, clean, what is told and the blocks before it
+    assert cut.prefix_cacheable() and not replace(cut, block=4).prefix_cacheable()  # 4: block 0 holds some of both
+    behind = replace(cut, attention="told_block_causal", block=3)
+    assert behind.prefix_cacheable() and (cut.origin, behind.origin) == (0, 2)
+    twice = visible(behind.doubled(3))  # a noised block sees itself and, clean, what is told and the blocks before it
     assert twice[5].nonzero()[:, 0].tolist() == list(range(5, 13))
     assert not layout(("x", "text", (2,)), ("y", "text", (6,), False), attention="causal").prefix_cacheable()
     assert layout(("x", "text", (2,), False), ("y", "text", (6,), False), attention="full").prefix == 8

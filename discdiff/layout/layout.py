@@ -13,7 +13,18 @@ from torch import Tensor
 
 from discdiff.layout.vocab import SPECIALS, VocabLayout
 
-ATTENTION = ("full", "causal", "prefix", "hybrid", "omni", "frame_causal", "isolated", "block_causal")
+ATTENTION = (
+    "full",
+    "causal",
+    "prefix",
+    "hybrid",
+    "omni",
+    "frame_causal",
+    "isolated",
+    "block_causal",
+    "told_block_causal",
+)
+_BLOCKED = ("block_causal", "told_block_causal")
 _AXES = {1: "t", 2: "hw", 3: "thw"}
 
 
@@ -78,9 +89,9 @@ class Tables(NamedTuple):
 class Layout:
     """One sequence of segments over one vocabulary; tokens are flat `(batch, length)` global ids, depth fastest.
 
-    attention is one of `ATTENTION`; block (positions per block) goes with "block_causal", counted from the first noised
-    segment: those before it are a block by themselves; packed: the depths of a slot share one network slot; is_doubled: see
-    `doubled`, which makes it.
+    attention is one of `ATTENTION`; block (positions per block) goes with "block_causal", whose blocks are counted from the
+    first position, and "told_block_causal", from the first noised segment: those before it are a block by themselves; packed:
+    the depths of a slot share one network slot; is_doubled: see `doubled`, which makes it.
     Raises ValueError for names that repeat, an unknown attention, and blocks that do not divide what they are counted in.
     """
 
@@ -103,13 +114,14 @@ class Layout:
             for extra in s.extras:
                 if self.vocab.special(extra) == self.vocab.mask:
                     raise ValueError(f"segment {s.name}: extra {extra} is the mask id, which no slot may generate")
-        if (self.attention == "block_causal") != (self.block > 0):
+        if (self.attention in _BLOCKED) != (self.block > 0):
             raise ValueError(
                 f"attention {self.attention!r} with block={self.block}: a block size goes with block_causal"
             )
-        behind = max(0, self.sequence - self.prefix)
-        if self.block and (behind % self.block or not behind or self.packed):
-            raise ValueError(f"block {self.block} must divide the {behind} noised positions, with packed=False")
+        counted = max(0, self.sequence - self.origin)
+        if self.block and (counted % self.block or not counted or self.packed):
+            behind = " behind what is told" if self.origin else ""
+            raise ValueError(f"block {self.block} must divide the {counted} positions{behind}, with packed=False")
         if self.is_doubled and not self.block:
             raise ValueError(f"is_doubled with attention {self.attention!r}: use doubled(block), which sets all three")
 
@@ -190,6 +202,11 @@ class Layout:
         told = itertools.takewhile(lambda s: not s.noised, self.segments)
         return sum(s.slots * self.depth(s) for s in told)
 
+    @property
+    def origin(self) -> int:
+        """Position from which blocks are counted."""
+        return self.prefix if self.attention == "told_block_causal" else 0
+
     def prefix_cacheable(self) -> bool:
         """True iff no position of the prefix may see a later one, so that caching its keys and values is exact."""
         tables, split = self.tables(), self.prefix
@@ -209,7 +226,8 @@ class Layout:
 
         A noised block sees itself and the clean blocks before it; a clean block sees itself and those before it.
         """
-        return replace(self, attention="block_causal", block=block, is_doubled=True)
+        attention = self.attention if self.attention in _BLOCKED else "block_causal"
+        return replace(self, attention=attention, block=block, is_doubled=True)
 
     def _build(self) -> Tables:
         columns: dict[str, list[Tensor]] = {name: [] for name in Tables._fields[:11]}
@@ -247,9 +265,9 @@ class Layout:
 
     def _spans(self, segment: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Span of each position, who sees whom among spans, and which spans are causal inside."""
-        if self.attention == "block_causal":
-            block = torch.arange(self.sequence - self.prefix) // self.block + bool(self.prefix)
-            span = torch.cat([torch.zeros(self.prefix, dtype=torch.int64), block])
+        if self.block:
+            block = torch.arange(self.sequence - self.origin) // self.block + bool(self.origin)
+            span = torch.cat([torch.zeros(self.origin, dtype=torch.int64), block])
             n = int(span[-1]) + 1
             return span, torch.ones(n, n, dtype=torch.bool).tril(), torch.zeros(n, dtype=torch.bool)
         pairs, span = torch.unique(torch.stack([segment, frame]), dim=1, return_inverse=True)

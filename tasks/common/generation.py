@@ -51,7 +51,7 @@ def layout_for(
     condition = Segment(CONDITION, "text", (words,), noised=not told)
     codes = Segment(modality, modality, tuple(grid), axes=axes)
     block = method.block if method is not None else 0
-    attention = "causal" if causal else "block_causal" if block else "full"
+    attention = "causal" if causal else "told_block_causal" if block else "full"
     return Layout(vocab, (condition, codes), attention, packed=not causal and not block, block=block)
 
 
