@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from discdiff.anchoring import Measured
 from discdiff.metrics import psnr
-from tasks.image import generate, quality, restore, tokenizer
+from tasks.image import commands, generate, quality, restore, tokenizer
 from tasks.image.fidelity import off
 from tasks.image.posterior import restore as restored
 from tasks.image.sources import load
@@ -31,7 +31,7 @@ with tempfile.TemporaryDirectory() as name:
     codec = "--channels 1 --width 16 --blocks 1 --code_dim 8 --codebook_size 64 --strides 2,2"
     small = "--hidden_size 48 --num_layers 2 --num_heads 4 --auxiliary 5"
     tokenizer.train("", f"--source {folder}/pictures --steps 120 {codec} {quiet} --out {folder}/codec".split())
-    generate.train("", f"--tokenizer {folder}/codec --steps 200 {small} {quiet} --out {folder}/model".split())
+    commands.train("", f"--tokenizer {folder}/codec --steps 200 {small} {quiet} --out {folder}/model".split())
 
     trained = generate.opened(folder / "model")
     x = from_bytes(load(trained.pictures, 1)[1][:16])
