@@ -46,6 +46,7 @@ def test_it_depends_on_the_picture_its_condition_and_its_seed_alone(picture_mode
     some = torch.tensor([4, 1])
     part = sureness(trained, codes[some], [SAID[i] for i in some], LABELS[::-1], some.tolist())
     assert torch.allclose(part, sure[some], atol=1e-9) and float((sure - 0.5).abs().max()) > 1e-3
+    assert torch.allclose(sureness(trained, codes, SAID, LABELS * 2, range(6)), sure, atol=1e-9)  # named twice
     assert torch.allclose(sureness(trained, codes, SAID, [], range(6)), torch.ones(6).double())  # nothing to doubt
 
 

@@ -91,6 +91,7 @@ def sureness(
     """
     _check(trained, conditions, others)
     wanted = trained.generator
+    others = list(dict.fromkeys(others))  # one that is named twice is no likelier
     layout, asked = generation.layout_of(trained.model), [list(conditions), *([other] * len(codes) for other in others)]
     objective = method_of(wanted.method, 0.0, 0.0, wanted.block).objective
     ids = torch.stack([trained.lexicon.ids(each) for each in asked], 1)  # (n, conditions, words)
