@@ -8,8 +8,9 @@ from test_text_task import LINES, arguments, write
 from discdiff.cli import guarded
 from discdiff.jobs import read_job
 from discdiff.sampling import Grid
+from tasks.common.improve import load_grid, save_grid
 from tasks.text import __main__ as command
-from tasks.text.extras import load_energy, load_grid, save_grid
+from tasks.text.extras import load_energy
 from tasks.text.improve import Distillation, distill, energy
 from tasks.text.jobs import generate, likelihood
 
@@ -68,7 +69,7 @@ def test_a_schedule_is_learned_saved_and_used_by_name(run, capsys):
         (distill, "--rows 0", "at least 1"),
         (distill, "--steps 64 --teacher_steps 8", "8"),
         (energy, "--steps 0", "at least 1"),
-        (lambda prog, argv: command.sample(argv), "--grid best", "no grid 'best'"),
+        (lambda prog, argv: command.sample(argv), "--grid best", "grid is 'best'"),
         (lambda prog, argv: command.sample(argv), "--sampler edlm --sampler.energy best", "choose from twin"),
         (lambda prog, argv: command.sample(argv), "--sampler edlm", "energy is None"),
     ],

@@ -30,9 +30,10 @@ from discdiff.processes import Absorbing
 from discdiff.report import Report, TextView, Trace, watch
 from discdiff.sampling import knobs
 from discdiff.training import TrainingSettings
+from tasks.common.improve import load_grid
 from tasks.text import evaluate as quality
 from tasks.text import rows as text_rows
-from tasks.text.extras import load_energy, load_grid
+from tasks.text.extras import load_energy
 from tasks.text.finetune import finetune
 from tasks.text.folder import Trained, check_text, is_chat, load_model, load_task, save_task
 from tasks.text.improve import distill, energy

@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from discdiff.cli import parse
 from discdiff.config import checked
 from discdiff.denoisers import denoiser_of
-from discdiff.distill import LEARNED, OBJECTIVES, SCALES, fit
-from discdiff.energy import EnergyModel, NoiseContrastive
-from discdiff.kernels import Ancestral
-from discdiff.training import DiffusionTrainer, TrainingSettings
+from discdiff.energy import NoiseContrastive
+from discdiff.training import TrainingSettings
+from tasks.common.improve import Distillation, learn_energy, learn_grid
 from tasks.text import rows as text_rows
-from tasks.text.extras import ENERGY, save_grid
 from tasks.text.folder import Trained, check_text, load_model, load_task
 from tasks.text.training import objective_for
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """steps: of the sampler to make; teacher_steps: of the run it follows, a multiple of steps unless the objective is kl.
-
-    objective: "kl" (times by dynamic programming, ours), "normalised" (LSD, LSD+) or "paper"; learn: "" is what the
-    objective is for, else some of rate, time, temperature, with commas between; scale: score or log_score; rows: sampled
-    at a time, rounds: times over; name: of the grid, "" is OBJECTIVE_STEPS.
-    """
-
-    steps: int = 8
-    teacher_steps: int = 48
-    objective: str = "kl"
-    learn: str = ""
-    scale: str = "score"
-    rows: int = 128
-    rounds: int = 1
-    seed: int = 0
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        checked("objective", self.objective, self.objective in OBJECTIVES, f"choose from {', '.join(OBJECTIVES)}")
-        checked("scale", self.scale, self.scale in SCALES, f"choose from {', '.join(SCALES)}")
-        unknown = [name for name in self.learned or () if name not in LEARNED]
-        checked("learn", self.learn, not unknown, f"choose from {', '.join(LEARNED)}")
-        checked("rows", self.rows, self.rows >= 1, "at least 1")
-
-    @property
-    def learned(self) -> tuple[str, ...] | None:
-        """What is learned, None for the objective's own choice."""
-        return tuple(self.learn.split(",")) if self.learn else None
 
 
 def energy(prog: str, argv: Sequence[str]) -> None:
@@ -62,23 +27,7 @@ def energy(prog: str, argv: Sequence[str]) -> None:
     train, valid = text_rows.load_rows(corpus, tokenizer, layout)
     if training.device == "cpu":
         model = model.to("cpu")
-    objective = NoiseContrastive(model, bound)
-    trainer = DiffusionTrainer(
-        EnergyModel.from_denoiser(model),
-        training,
-        objective,
-        layout,
-        train,
-        valid,
-        output_dir=folder / f"{ENERGY}_training",
-    )
-    trainer.train("auto")
-    if trainer.stopped_by == "signal":
-        raise KeyboardInterrupt
-    found = trainer.evaluate()
-    trainer.save_model(folder / ENERGY)
-    print(f"contrastive loss on the validation rows: {found['eval_loss']:.4f} nats, {2 * 0.6931:.4f} without an energy")
-    print(f"saved to {folder / ENERGY}")
+    print(f"saved to {learn_energy(NoiseContrastive(model, bound), model, training, layout, train, valid, folder)}")
 
 
 def distill(prog: str, argv: Sequence[str]) -> None:
@@ -87,15 +36,8 @@ def distill(prog: str, argv: Sequence[str]) -> None:
     folder, how = Path(chosen["folder"]), chosen["distillation"]
     model, layout, process = _diffusion(folder)
     assert process is not None
-    fitted = fit(
-        denoiser_of(model), Ancestral(process), text_rows.blank(layout, how.rows, model.device),
-        how.steps, how.teacher_steps, learn=how.learned, objective=how.objective, scale=how.scale, rounds=how.rounds,
-        seed=how.seed, progress=True,
-    )  # fmt: skip
-    path = save_grid(folder, how.name or f"{how.objective}_{how.steps}", fitted.grid)
-    print(
-        f"objective {fitted.untouched:.5g} -> {fitted.loss:.5g}; times {', '.join(f'{t:.3f}' for t in fitted.grid.times)}"
-    )
+    blank = text_rows.blank(layout, how.rows, model.device)
+    path = learn_grid(denoiser_of(model), process, blank, how, folder)
     print(f"saved to {path}: python -m tasks.text sample {folder} --grid {path.stem}")
 
 

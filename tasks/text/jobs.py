@@ -20,8 +20,9 @@ from discdiff.config import checked, to_dict
 from discdiff.jobs import job_estimate, read_job, run_job, run_likelihood_job
 from discdiff.layout import TokenBatch, make_batch
 from discdiff.sampling import knobs
+from tasks.common.improve import load_grid
 from tasks.text import rows as text_rows
-from tasks.text.extras import load_energy, load_grid
+from tasks.text.extras import load_energy
 from tasks.text.folder import check_text, is_chat, load_model, load_task
 from tasks.text.infill import Continuation
 from tasks.text.settings import Chosen, Drawing

@@ -1,5 +1,5 @@
 """python -m tasks.vla tokenizer fit bins|dct|fast|chunks, and evaluate: codes for robot actions; collect|train|evaluate|sample
-|serve: a policy that makes them.
+|energy|distill|serve: a policy that makes them.
 
 python -m tasks.vla tokenizer fit fast --scale 10 --out runs/actions           # of a small world's expert
 python -m tasks.vla tokenizer fit bins --source demos.npz --chunk 8 --raw 6    # action (frames, 7), episode_index (frames,)
@@ -13,6 +13,8 @@ python -m tasks.vla sample runs/policy --frame 3:10
 python -m tasks.vla collect --tasks drawer-open,push --episodes 25 --out runs/demonstrations     # of Meta-World's experts
 python -m tasks.vla train --data runs/demonstrations --out runs/robot
 python -m tasks.vla evaluate runs/robot --tasks drawer-open,push
+python -m tasks.vla energy runs/robot                                          # of whole chunks; evaluate --sampler edlm ...
+python -m tasks.vla distill runs/robot --steps 4                               # times of few rounds; evaluate --grid kl_4
 python -m tasks.vla serve runs/robot --port 8000 --steps 4                     # POST /act, one observation to one chunk
 """
 
@@ -25,6 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from discdiff.cli import commands, guarded
 from tasks.vla.commands import collect, train
+from tasks.vla.improve import distill, energy
 from tasks.vla.judged import evaluate as judge
 from tasks.vla.judged import sample
 from tasks.vla.serve import serve
@@ -37,6 +40,7 @@ FIT = f"{PROG} tokenizer fit"
 FITS = commands(FIT, {kind: partial(fit, kind, f"{FIT} {kind}") for kind in KINDS})
 TOKENIZER = commands(f"{PROG} tokenizer", {"fit": FITS, "evaluate": partial(evaluate, f"{PROG} tokenizer evaluate")})
 OWN = {"collect": collect, "train": train, "evaluate": judge, "sample": sample, "serve": serve}
+OWN |= {"energy": energy, "distill": distill}
 MAIN = commands(PROG, {"tokenizer": TOKENIZER, **{name: partial(f, f"{PROG} {name}") for name, f in OWN.items()}})
 
 if __name__ == "__main__":

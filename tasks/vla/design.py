@@ -26,9 +26,9 @@ GRID = (4, 4)  # slots of a picture
 READ = ("expectation", "mode", "argmax", "near", "token")
 UNUSED = {  # fields of `Decoding`, by method
     "masked": (),
-    "autoregressive": ("sampler", "steps", "rank", "nearest", "knobs"),
-    "parallel": ("sampler", "steps", "read", "window", "rank", "nearest", "temperature", "knobs"),
-    "flow": ("sampler", "read", "window", "rank", "nearest", "temperature", "knobs"),
+    "autoregressive": ("sampler", "steps", "grid", "rank", "nearest", "knobs"),
+    "parallel": ("sampler", "steps", "grid", "read", "window", "rank", "nearest", "temperature", "knobs"),
+    "flow": ("sampler", "grid", "read", "window", "rank", "nearest", "temperature", "knobs"),
 }
 
 
@@ -67,7 +67,7 @@ class Decoding:
     `Valued`'s "expectation", "mode", "argmax", "near" or "token"; window: of "mode" and "near", in normalised units; rank: ""
     for the order of the sampler, or `Concentrated`'s "deviation", "mode" or "expectation": first what has its likely numbers
     close together; nearest: later rounds see the code nearest to that number; temperature: of the draw, 0 for the likeliest;
-    knobs: of the sampler.
+    knobs: of the sampler; grid: name of the policy's learned times, which replace equal rounds, "" for none.
     """
 
     sampler: str = "confidence"
@@ -78,6 +78,7 @@ class Decoding:
     nearest: bool = False
     temperature: float = 0.0
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    grid: str = ""
 
     def __post_init__(self) -> None:
         checked("steps", self.steps, self.steps >= 1, "at least one round")
@@ -87,6 +88,8 @@ class Decoding:
         checked("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or above")
         twice = sorted({"steps", "temperature"} & set(self.knobs))
         checked("knobs", twice, not twice, "they have fields of their own")
+        alike = self.sampler == "edlm" and self.temperature == 0
+        checked("temperature", self.temperature, not alike, "an energy would choose among equal candidates: give 1")
 
     def check(self, method: str) -> None:
         """Raise ValueError for a field that a method does not take and that is not as it is by default."""

@@ -15,15 +15,17 @@ from torch import Tensor
 
 from discdiff.config import build, checked, from_dict, read_json, to_dict
 from discdiff.denoisers import denoiser_of, process_of
+from discdiff.energy import LearnedEnergy
 from discdiff.kernels import Commit, Recheck
 from discdiff.kernels.valued import VALUE, Valued
 from discdiff.layout import Layout, TokenBatch, make_batch
 from discdiff.models import DiscDiffModel
 from discdiff.report import Trace, record
 from discdiff.report.pictures import write_atomically
-from discdiff.sampling import Sampler, sampler
+from discdiff.sampling import Grid, Sampler, sampler
 from discdiff.scores import Concentrated, Score
 from discdiff.values import CodeValues
+from tasks.common.improve import ENERGY, LEARNED, chosen_grid, grids_in, load_learned, save_grid
 from tasks.common.words import Lexicon, split
 from tasks.vla.continuous import CONTINUOUS, ContinuousModel, regressed
 from tasks.vla.design import (
@@ -51,7 +53,7 @@ __all__ = [
     "ActionPolicy", "Decoding", "Policy", "Scale", "config_of", "layout_of", "told_state",
 ]  # fmt: skip
 
-TASK, MODEL, TOKENIZER, STATISTICS = "task.json", "model", "tokenizer", "dataset_statistics.json"
+TASK, MODEL, TOKENIZER, STATISTICS, CONFIG = "task.json", "model", "tokenizer", "dataset_statistics.json", "config.json"
 _PARTS = ("lexicon", "scale", "policy", "decoding")
 
 
@@ -80,7 +82,8 @@ class ActionPolicy:
 
     `predict_action` decodes a chunk for observations; `save_pretrained` and `from_pretrained` keep it in a folder.
     statistics: of actions by the name of their data set, as OpenVLA's dataset_statistics.json has them; what is decoded is
-    brought to the units of one of them. Without any, it is brought to those of the demonstrations.
+    brought to the units of one of them. Without any, it is brought to those of the demonstrations. energy: a learned one,
+    which `Decoding(sampler="edlm", knobs={"energy": "learned"})` means; grids: learned times by name, for `Decoding(grid=)`.
     """
 
     model: Any
@@ -90,6 +93,8 @@ class ActionPolicy:
     settings: Policy
     decoding: Decoding = Decoding()
     statistics: Mapping[str, ActionStatistics] = field(default_factory=dict)
+    energy: LearnedEnergy | None = None
+    grids: Mapping[str, Grid] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         dim, dims = self.tokenizer.config.dim, {key: each.dim for key, each in self.statistics.items()}
@@ -222,17 +227,26 @@ class ActionPolicy:
             )
             return dataclasses.replace(built, kernel=Valued(built.kernel, self.values, how.read, how.window))
         knobs = {"steps": how.steps, "temperature": how.temperature, "cache": "prefix", **how.knobs}
-        built = sampler(how.sampler, process_of(self.model), **knobs)
+        if isinstance(name := knobs.get("energy"), str):
+            checked("energy", name, name == LEARNED, f"give {LEARNED!r}, or from Python any energy")
+            checked("energy", name, self.energy is not None, "there is none yet: python -m tasks.vla energy learns one")
+            knobs["energy"] = self.energy
+        grid = chosen_grid(self.grids, how.grid) if how.grid else None
+        built = sampler(how.sampler, process_of(self.model), grid, **knobs)
         kernel = ranked(built.kernel, Concentrated(self.values, how.rank, how.window)) if how.rank else built.kernel
         return dataclasses.replace(built, kernel=Valued(kernel, self.values, how.read, how.window, how.nearest))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """model/, tokenizer/, task.json, and where there are statistics by key dataset_statistics.json."""
+        """model/, tokenizer/, task.json, and what else there is: dataset_statistics.json, energy/, grids/."""
         folder = Path(folder)
         self.model.save_pretrained(folder / MODEL)
         self.tokenizer.save_pretrained(folder / TOKENIZER)
         if self.statistics:
             write_statistics(folder / STATISTICS, self.statistics)
+        if self.energy is not None:
+            self.energy.model.save_pretrained(folder / ENERGY)
+        for name, grid in self.grids.items():
+            save_grid(folder, name, grid)
         parts = {"lexicon": self.lexicon, "scale": self.scale, "policy": self.settings}
         stored = {name: to_dict(part) for name, part in parts.items()}
         stored["decoding"] = dataclasses.asdict(self.decoding) | {"knobs": dict(self.decoding.knobs)}
@@ -252,4 +266,6 @@ class ActionPolicy:
         model = network.from_pretrained(folder / MODEL).to(device).eval()
         decoding, file = build(Decoding, stored["decoding"]), folder / STATISTICS
         statistics = {key: read_statistics(file, key) for key in read_json(file)} if file.is_file() else {}
-        return cls(model, load_tokenizer(folder / TOKENIZER), lexicon, scale, settings, decoding, statistics)
+        energy = load_learned(folder) if (folder / ENERGY / CONFIG).is_file() else None
+        tokenizer, grids = load_tokenizer(folder / TOKENIZER), grids_in(folder)
+        return cls(model, tokenizer, lexicon, scale, settings, decoding, statistics, energy, grids)

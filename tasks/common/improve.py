@@ -1,0 +1,117 @@
+"""What makes few steps of a trained model better, kept beside it: learned times, and an energy of whole rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from discdiff import distill
+from discdiff.config import checked
+from discdiff.energy import EnergyModel, LearnedEnergy
+from discdiff.kernels import Ancestral
+from discdiff.layout import Layout, TokenBatch
+from discdiff.processes import Process
+from discdiff.sampling import Grid
+from discdiff.training import DiffusionTrainer, TrainingSettings
+
+ENERGY, GRIDS, LEARNED = "energy", "grids", "learned"
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """steps: of the sampler to make; teacher_steps: of the run it follows, a multiple of steps unless the objective is kl.
+
+    objective: "kl" (times by dynamic programming, ours), "normalised" (LSD, LSD+) or "paper"; learn: "" is what the
+    objective is for, else some of rate, time, temperature, with commas between; scale: score or log_score; rows: sampled
+    at a time, rounds: times over; name: of the grid, "" is OBJECTIVE_STEPS.
+    """
+
+    steps: int = 8
+    teacher_steps: int = 48
+    objective: str = "kl"
+    learn: str = ""
+    scale: str = "score"
+    rows: int = 128
+    rounds: int = 1
+    seed: int = 0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        checked(
+            "objective",
+            self.objective,
+            self.objective in distill.OBJECTIVES,
+            f"choose from {', '.join(distill.OBJECTIVES)}",
+        )
+        checked("scale", self.scale, self.scale in distill.SCALES, f"choose from {', '.join(distill.SCALES)}")
+        unknown = [name for name in self.learned or () if name not in distill.LEARNED]
+        checked("learn", self.learn, not unknown, f"choose from {', '.join(distill.LEARNED)}")
+        checked("rows", self.rows, self.rows >= 1, "at least 1")
+
+    @property
+    def learned(self) -> tuple[str, ...] | None:
+        """What is learned, None for the objective's own choice."""
+        return tuple(self.learn.split(",")) if self.learn else None
+
+
+def learn_grid(denoiser: Any, process: Process, rows: TokenBatch, how: Distillation, folder: Path) -> Path:
+    """The grid of a few-step sampler of `rows`, saved beside the model; what was gained is printed."""
+    fitted = distill.fit(
+        denoiser, Ancestral(process), rows, how.steps, how.teacher_steps, learn=how.learned, objective=how.objective,
+        scale=how.scale, rounds=how.rounds, seed=how.seed, progress=True,
+    )  # fmt: skip
+    times = ", ".join(f"{t:.3f}" for t in fitted.grid.times)
+    print(f"objective {fitted.untouched:.5g} -> {fitted.loss:.5g}; times {times}")
+    return save_grid(folder, how.name or f"{how.objective}_{how.steps}", fitted.grid)
+
+
+def learn_energy(
+    objective: Any, model: Any, training: TrainingSettings, layout: Layout, train: Any, valid: Any, folder: Path
+) -> Path:
+    """An `EnergyModel` that begins as the denoiser `model`, trained by `NoiseContrastive` and saved beside it.
+
+    Raises KeyboardInterrupt where a signal ended the training, which goes on when it is called again.
+    """
+    begun, checkpoints = EnergyModel.from_denoiser(model), folder / f"{ENERGY}_training"
+    trainer = DiffusionTrainer(begun, training, objective, layout, train, valid, output_dir=checkpoints)
+    trainer.train("auto")
+    if trainer.stopped_by == "signal":
+        raise KeyboardInterrupt
+    found = trainer.evaluate()
+    trainer.save_model(folder / ENERGY)
+    print(f"contrastive loss on the validation rows: {found['eval_loss']:.4f} nats, {2 * 0.6931:.4f} without an energy")
+    return folder / ENERGY
+
+
+def load_learned(folder: Path) -> LearnedEnergy:
+    """The energy that `learn_energy` left beside a model, on the GPU where there is one."""
+    model = EnergyModel.from_pretrained(folder / ENERGY)
+    return LearnedEnergy(model.to("cuda" if torch.cuda.is_available() else "cpu").eval())
+
+
+def save_grid(folder: Path, name: str, grid: Grid) -> Path:
+    """Write the grid as JSON beside the model."""
+    path = folder / GRIDS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(grid.to_json() + "\n", encoding="utf-8")
+    return path
+
+
+def grids_in(folder: Path) -> dict[str, Grid]:
+    """All grids beside a model, by name."""
+    return {path.stem: Grid.load(path) for path in sorted((folder / GRIDS).glob("*.json"))}
+
+
+def load_grid(folder: Path, name: str) -> Grid | None:
+    """The grid of that name, None for "". Raises ValueError where there is none of it."""
+    return chosen_grid(grids_in(folder), name) if name else None
+
+
+def chosen_grid(grids: Mapping[str, Grid], name: str) -> Grid:
+    """Raises ValueError for a name that is not among them."""
+    checked("grid", name, name in grids, f"there is {', '.join(grids) or 'none yet; distill makes one'}")
+    return grids[name]
