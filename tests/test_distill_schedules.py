@@ -106,6 +106,13 @@ def test_the_measured_cost_is_the_dependence_of_what_is_revealed_together():
     assert errors.error(Grid((1.0, 0.0))) == pytest.approx(total, rel=0.05)
 
 
+def test_one_row_may_be_revealed_before_the_fine_run_ends():
+    """Late fine states then have no hidden site; they cost nothing."""
+    errors = [measure(JOINT.denoiser(Absorbing()), Absorbing(), JOINT.batch(1), 32, seed=seed) for seed in range(4)]
+    assert all(each.cost.isfinite().all() for each in errors)
+    assert sum(each.error(Grid((1.0, 0.0))) for each in errors) > 0
+
+
 def test_hand_made_curves_and_their_errors():
     assert hand_made("uniform", 4).times == pytest.approx(Grid.uniform(4).times)
     assert hand_made("cosine", 4).times[1] == pytest.approx(0.92388, abs=1e-5)

@@ -1,21 +1,28 @@
 """Energies and learned times of robot policies: what they choose, what they keep, and the commands that learn them."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
-from policy_toy import observed, shaken
+from policy_toy import Line, ahead, observed, shaken
 from transformers.utils.logging import disable_progress_bar
 
 import discdiff as dd
+from benchmarks import vla_rounds
+from benchmarks.vla_tracks import TRACKS
 from discdiff.cli import guarded
 from discdiff.energy import EnergyModel, LearnedEnergy
+from tasks.vla.collect import record
 from tasks.vla.commands import opened, train
-from tasks.vla.design import ACTION, METHODS, Decoding
+from tasks.vla.design import ACTION, METHODS, Decoding, Policy
 from tasks.vla.improve import distill, energy, unmade
 from tasks.vla.judged import sample
+from tasks.vla.learning import untrained
+from tasks.vla.lerobot import write
 from tasks.vla.policy import ActionPolicy
+from tasks.vla.sentences import said as metaworld_said
 from tasks.vla.trial import demonstrated
 
 TINY = "--hidden_size 16 --num_layers 1 --num_heads 2 --chunk 4 --codebook_size 16 --batch_size 16 --warmup 1 --progress false"
@@ -149,3 +156,31 @@ def test_the_commands_learn_both(tmp_path, capsys):
     train("train", [*f"--method flow --episodes 4 --steps 2 {TINY} --out {flow}".split()])
     code, said = guarded(lambda argv: energy("test", argv), [str(flow)]), capsys.readouterr()
     assert code == 2 and "of masked policies" in said.err
+
+
+def test_the_bench_of_few_rounds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(TRACKS, "tiny", dataclasses.replace(TRACKS["multimodal"], tasks=("reach", "push")))
+    shown = [
+        each
+        for task in ("reach", "push")
+        for each in record(task, 8, seed=1, instruction=metaworld_said, cap=40, make=Line, expert=ahead, say=print)
+    ]
+    write(tmp_path / "data" / "tiny", shown, fps=80)
+    shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "codebook_size": 16}
+    untrained(Policy(chunk=2, **shape), shown, 0).save_pretrained(tmp_path / "policies" / "tiny" / "masked_0")
+    words = f"--track tiny --seeds 0 --steps 3 --rows 8 --episodes 1 --cap 4 --save false --out {tmp_path}".split()
+    vla_rounds.main(words, Line)
+    kept = json.loads((tmp_path / "rounds" / "results" / "vla_rounds.json").read_text())
+    found = {row["figure"]: row["value"] for row in kept["figures"]}
+    assert all(f"{name}: success, mean" in found for name in vla_rounds.WAYS)
+    assert found["energy, 2 rounds, less ancestral, 2 rounds: low"] <= 0 <= found["an energy: training"]
+    capsys.readouterr()
+    vla_rounds.main(words, lambda task: pytest.fail("an episode was tried again"))
+    cell = tmp_path / "rounds" / "tiny_0" / "cells" / "energy_2_rounds.json"
+    episodes = [[task, seed, True] for task, seed, _ in json.loads(cell.read_text())["episodes"]]
+    cell.write_text(json.dumps({"episodes": episodes}))
+    vla_rounds.main(words, lambda task: pytest.fail("an episode was tried again"))
+    kept = json.loads((tmp_path / "rounds" / "results" / "vla_rounds.json").read_text())
+    assert {row["figure"]: row["value"] for row in kept["figures"]}["energy, 2 rounds: success, mean"] == 100
+    with pytest.raises(ValueError, match=r"run benchmarks\.vla on that track first"):
+        vla_rounds.main([*words, "--seeds", "1"], Line)

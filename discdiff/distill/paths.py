@@ -155,10 +155,11 @@ def _table(piece: Piece, hidden: Tensor, predictions: list[Any]) -> Tensor:
     """Log probabilities (F, n, K) of every fine state at the sites hidden in it, 0 elsewhere."""
     out: Any = None
     for j, prediction in enumerate(predictions):
-        found = prediction.log_probs(piece.index[hidden[j]])
-        out = found.new_zeros(*hidden.shape, piece.size) if out is None else out
-        out[j, hidden[j]] = found.clamp(min=FLOOR)
-    return out
+        if len(index := piece.index[hidden[j]]):  # of few rows, all of a late state may be revealed
+            found = prediction.log_probs(index)
+            out = found.new_zeros(*hidden.shape, piece.size) if out is None else out
+            out[j, hidden[j]] = found.clamp(min=FLOOR)
+    return torch.zeros(*hidden.shape, piece.size, device=hidden.device) if out is None else out
 
 
 def _general(piece: Piece, lanes: list[Lane], predictions: list[Any], moves: list[Step], students: list[Any]) -> Tensor:

@@ -14,6 +14,7 @@ from discdiff.energy import NoiseContrastive
 from discdiff.layout import TokenBatch, make_batch
 from discdiff.maskers import FixedCount
 from discdiff.objectives import Elbo
+from discdiff.training import TrainingSettings
 from tasks.common.improve import Distillation, learn_energy, learn_grid
 from tasks.vla.commands import episodes_of, opened
 from tasks.vla.design import ACTION
@@ -32,14 +33,20 @@ def energy(prog: str, argv: Sequence[str]) -> None:
     chosen = parse(prog, argv, {"training": Training}, ("folder",))
     folder, training = Path(chosen["folder"]), chosen["training"]
     policy, shown = _masked(folder)
+    print(f"saved to {fit_energy(policy, shown, training, folder)}")
+
+
+def fit_energy(policy: ActionPolicy, shown: Sequence[Episode], training: TrainingSettings, folder: Path) -> Path:
+    """An energy of a masked policy's chunks, saved in its folder; every 20th episode is kept back to judge it by.
+
+    Raises ValueError for a single episode.
+    """
     checked("episodes", len(shown), len(shown) > 1, "one to learn from and one to judge by")
     model = policy.model.to("cpu") if training.device == "cpu" else policy.model
-    held = shown[::HELD]
-    train, valid = (
-        Rows(policy, policy.layout, some) for some in ([each for i, each in enumerate(shown) if i % HELD], held)
-    )
+    learned = [each for i, each in enumerate(shown) if i % HELD]
+    train, valid = (Rows(policy, policy.layout, list(some)) for some in (learned, shown[::HELD]))
     objective = NoiseContrastive(model, Elbo(process_of(model), masker=FixedCount()))
-    print(f"saved to {learn_energy(objective, model, training, policy.layout, train, valid, folder)}")
+    return learn_energy(objective, model, training, policy.layout, train, valid, folder)
 
 
 def distill(prog: str, argv: Sequence[str]) -> None:
