@@ -127,8 +127,12 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = 
     return 0
 
 
-def commands(prog: str, table: Mapping[str, Callable[[Sequence[str]], None]]) -> Callable[[Sequence[str]], None]:
-    """A command with sub-commands."""
+Command = Callable[[str, Sequence[str]], None]
+"""What does the work: (its name, the words behind it)."""
+
+
+def commands(prog: str, table: Mapping[str, Command | Mapping[str, Any]]) -> Callable[[Sequence[str]], None]:
+    """A command with sub-commands; a table within the table is one again."""
 
     def main(argv: Sequence[str]) -> None:
         if not argv or argv[0] in ("-h", "--help"):
@@ -138,7 +142,11 @@ def commands(prog: str, table: Mapping[str, Callable[[Sequence[str]], None]]) ->
             near = difflib.get_close_matches(argv[0], table, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ValueError(f"unknown command {argv[0]!r}{hint} Known: {', '.join(table)}")
-        table[argv[0]](argv[1:])
+        inner, found = f"{prog} {argv[0]}", table[argv[0]]
+        if isinstance(found, Mapping):
+            commands(inner, found)(argv[1:])
+        else:
+            found(inner, argv[1:])
 
     return main
 
@@ -148,9 +156,9 @@ class _NoSettings:
     """No settings."""
 
 
-def _info(argv: Sequence[str]) -> None:
+def _info(prog: str, argv: Sequence[str]) -> None:
     """Print what a saved model is: sizes, vocabulary, layout and process."""
-    folder = parse("discdiff info", argv, {"": _NoSettings}, ("folder",))["folder"]
+    folder = parse(prog, argv, {"": _NoSettings}, ("folder",))["folder"]
     if not Path(folder).is_dir():
         raise ValueError(f"there is no folder {folder!r}: give one that save_pretrained wrote")
     from discdiff.models import load_network
@@ -161,15 +169,15 @@ def _info(argv: Sequence[str]) -> None:
     print(json.dumps(config, indent=2, default=str))
 
 
-def _convert(argv: Sequence[str]) -> None:
+def _convert(prog: str, argv: Sequence[str]) -> None:
     """Convert a public checkpoint into a folder of ours, or back."""
     from discdiff.checkpoints.command import Conversion, run
 
-    chosen = parse("discdiff convert", argv, {"": Conversion}, ("src", "dst"))
+    chosen = parse(prog, argv, {"": Conversion}, ("src", "dst"))
     run(chosen["src"], chosen["dst"], chosen[""])
 
 
-def _check(argv: Sequence[str]) -> None:
+def _check(prog: str, argv: Sequence[str]) -> None:
     """Compare a folder with its manifest."""
     from discdiff.checking import check
 

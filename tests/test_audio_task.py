@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from discdiff.cli import guarded
 from tasks.audio import files, page, sources
-from tasks.audio.__main__ import main
+from tasks.audio.__main__ import MAIN
 from tasks.audio.codec import windows
 from tasks.audio.generate import Told
 from tasks.audio.settings import Generator, Sounds
@@ -246,21 +247,21 @@ def test_commands_from_training_to_samples(tmp_path: Path, capsys: pytest.Captur
     source = ["--embedded", "40", "--seconds", "0.4"]
     small = ["--width", "16", "--blocks", "1", "--code_dim", "8", "--codebook_size", "16", "--num_quantizers", "2"]
     small += ["--strides", "4", "--steps", "6", "--batch_size", "8", "--progress", "false", "--warmup", "1"]
-    assert main(["tokenizer", "train", *source, *small, "--out", str(codec)]) == 0, capsys.readouterr().err
+    assert guarded(MAIN, ["tokenizer", "train", *source, *small, "--out", str(codec)]) == 0, capsys.readouterr().err
     figures = json.loads((codec / "metrics.json").read_text())
     assert {"snr_1", "snr_2", "mel_distance_2", "perplexity", "bits_per_second"} <= set(figures)
     assert (codec / "report.html").read_text().count("<audio") == 8
     size = ["--hidden_size", "16", "--num_layers", "1", "--num_heads", "2", "--warmup", "1"]
     size += ["--steps", "4", "--batch_size", "8", "--progress", "false", "--depth", "1"]
-    assert main(["train", "--tokenizer", str(codec), *size, "--out", str(model)]) == 0, capsys.readouterr().err
+    assert guarded(MAIN, ["train", "--tokenizer", str(codec), *size, "--out", str(model)]) == 0, capsys.readouterr().err
     page_file = tmp_path / "seven.html"
     few = ["--sampler.steps", "4"]
     asked = ["--label", "7", "--count", "2", "--out", str(out), "--report", str(page_file)]
-    assert main(["sample", str(model), *asked, *few]) == 0, capsys.readouterr().err
+    assert guarded(MAIN, ["sample", str(model), *asked, *few]) == 0, capsys.readouterr().err
     first, again = (files.read_sound(out / "sample_1.wav") for _ in range(2))
     assert first.rate == RATE and len(first.x) > 1000 and np.array_equal(first.x, again.x)
     assert page_file.read_text().count("<audio") == 2
-    assert main(["evaluate", str(model), "--judge_steps", "5", *few]) == 0, capsys.readouterr().err
+    assert guarded(MAIN, ["evaluate", str(model), "--judge_steps", "5", *few]) == 0, capsys.readouterr().err
     found = json.loads((model / "metrics.json").read_text())
     assert all(0 <= found[name] <= 1 for name in ("real", "from_codes", "samples", "shuffled", "read"))
     AudioTokenizer(AudioTokenizerConfig(codebook_size=8, width=16)).save_pretrained(tmp_path / "other" / "model")
@@ -280,5 +281,5 @@ def test_commands_from_training_to_samples(tmp_path: Path, capsys: pytest.Captur
         (["tokenizer", "train", "--hop", "0", "--out", str(tmp_path / "t")], "hop is 0"),
         (["tokenizer", "train", "--sorce", "x"], "did you mean --source"),
     ):
-        assert main(argv) == 2
+        assert guarded(MAIN, argv) == 2
         assert message in capsys.readouterr().err, argv

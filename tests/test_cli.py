@@ -155,20 +155,29 @@ def test_guarded(capsys):
 
 def test_commands(capsys, monkeypatch):
     seen = []
-    table = {"train": lambda argv: seen.append(("train", argv)), "sample": lambda argv: seen.append(("sample", argv))}
-    command = commands("prog", table)
+
+    def note(prog, argv):
+        seen.append((prog, argv))
+
+    command = commands("prog", {"train": note, "sample": note, "codes": {"fit": note, "judge": note}})
     command(["sample", "--steps", "3"])
-    assert seen == [("sample", ["--steps", "3"])]
-    with pytest.raises(ValueError, match="unknown command 'trian'; did you mean 'train'. Known: train, sample"):
-        command(["trian"])
-    with pytest.raises(ValueError, match="unknown command 'zzz'. Known: train, sample"):
-        command(["zzz"])
+    command(["codes", "fit", "--steps", "3"])
+    assert seen == [("prog sample", ["--steps", "3"]), ("prog codes fit", ["--steps", "3"])]
+    for argv, match in (
+        (["trian"], "unknown command 'trian'; did you mean 'train'. Known: train, sample, codes"),
+        (["zzz"], "unknown command 'zzz'. Known: train, sample, codes"),
+        (["codes", "fti"], "unknown command 'fti'; did you mean 'fit'. Known: fit, judge"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            command(argv)
     for argv in ([], ["--help"], ["-h"]):
         command(argv)
-        assert "usage: prog {train,sample}" in capsys.readouterr().out
-    assert len(seen) == 1
+        assert "usage: prog {train,sample,codes}" in capsys.readouterr().out
+    command(["codes", "--help"])
+    assert "usage: prog codes {fit,judge}" in capsys.readouterr().out
+    assert len(seen) == 2
     monkeypatch.setattr("sys.argv", ["prog", "train"])
-    assert guarded(command) == 0 and seen[-1] == ("train", [])
+    assert guarded(command) == 0 and seen[-1] == ("prog train", [])
 
 
 TYPES = {k.__name__: k for k in (Absorbing, MaskOrReplace, PerSegment, Uniform, Run, Judge, *SCHEDULES.values())}

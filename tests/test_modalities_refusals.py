@@ -1,6 +1,7 @@
 """What the tasks of sound, motion and actions refuse or map, before any work: other skeletons, other settings, lost words."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,14 +11,15 @@ import pytest
 import torch
 from motion_toy import random_pose
 
+from discdiff.cli import guarded
 from tasks.audio import codec as audio_codec
-from tasks.audio.__main__ import main as audio
+from tasks.audio.__main__ import MAIN as AUDIO
 from tasks.audio.settings import Sounds
 from tasks.audio.sources import read
 from tasks.common.folders import write_task
 from tasks.common.words import Lexicon
 from tasks.motion import codec, figures, generate, skeletons
-from tasks.motion.__main__ import main as motion
+from tasks.motion.__main__ import MAIN as MOTION
 from tasks.motion.clips import Clip, Clips
 from tasks.motion.settings import Codec, Generator, Judged, Motions
 from tasks.motion.sources import load
@@ -25,6 +27,8 @@ from tasks.vla.settings import Actions
 from tasks.vla.sources import load as load_actions
 from tasks.vla.tokenizer import fit
 from tokenizers_vq import AudioTokenizer, AudioTokenizerConfig
+
+audio, motion = partial(guarded, AUDIO), partial(guarded, MOTION)
 
 
 def humanml(where, channels=251, count=4):

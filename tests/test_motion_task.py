@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from discdiff.cli import guarded
 from tasks.common.words import Lexicon
 from tasks.motion import figures, skeletons
-from tasks.motion.__main__ import main
+from tasks.motion.__main__ import MAIN
 from tasks.motion.clips import padded, windows
 from tasks.motion.codec import build, load_for
 from tasks.motion.generate import features
@@ -237,22 +238,22 @@ def test_commands_from_end_to_end(tmp_path, capsys):
     common = ["--steps", "2", "--warmup", "0", "--batch_size", "8", "--progress", "no", "--device", "cpu"]
     size = ["--width", "16", "--code_dim", "8", "--codebook_size", "16", "--num_quantizers", "2", "--blocks", "1"]
     small = ["--embedded", "40", "--longest", "33"]
-    assert main(["tokenizer", "train", *small, *size, *common, "--window", "16", "--out", tokenizer]) == 0
+    assert guarded(MAIN, ["tokenizer", "train", *small, *size, *common, "--window", "16", "--out", tokenizer]) == 0
     found = json.loads((tmp_path / "tokenizer" / "metrics.json").read_text())
     assert found["bone_variation_projected"] < 1e-6 < found["bone_variation"] and found["bits_per_second"] == 40
     assert "data:image/gif" in (tmp_path / "tokenizer" / "report.html").read_text()
     assert isinstance(MotionTokenizer.from_pretrained(tmp_path / "tokenizer" / "model"), MotionTokenizer)
-    assert main(["tokenizer", "evaluate", tokenizer]) == 0
+    assert guarded(MAIN, ["tokenizer", "evaluate", tokenizer]) == 0
     shape = ["--hidden_size", "16", "--num_layers", "1", "--num_heads", "2"]
-    assert main(["train", "--tokenizer", tokenizer, *shape, *common, "--out", model]) == 0
+    assert guarded(MAIN, ["train", "--tokenizer", tokenizer, *shape, *common, "--out", model]) == 0
     quick = ["--sampler.steps", "2"]
     out = tmp_path / "samples"
     ask = ["sample", model, "--caption", "a person walks", "--count", "2", "--frames", "21", "--out", str(out), *quick]
-    assert main([*ask, "--report", str(out / "page.html")]) == 0
+    assert guarded(MAIN, [*ask, "--report", str(out / "page.html")]) == 0
     made = np.load(out / "samples.npz")["positions"]
     assert made.shape == (2, 21, 21, 3) and bone_variation(torch.tensor(made[0]), figures.SKELETON.parents) < 1e-5
     assert mpjpe(read_bvh(out / "sample_2.bvh").positions(), torch.tensor(made[1]).double()).max() < 0.1
-    assert main(["evaluate", model, "--judge_steps", "2", "--copies", "1", *quick]) == 0
+    assert guarded(MAIN, ["evaluate", model, "--judge_steps", "2", "--copies", "1", *quick]) == 0
     found = json.loads((tmp_path / "model" / "metrics.json").read_text())
     assert {"real", "from_codes", "samples", "shuffled_captions", "standard_errors_above_shuffled"} <= set(found)
     capsys.readouterr()
@@ -265,5 +266,5 @@ def test_commands_from_end_to_end(tmp_path, capsys):
         (["train", "--tokenzer", model], "did you mean --tokenizer"),
         (["tokenizer", "train", "--source", str(tmp_path / "none")], "is no folder"),
     ):
-        assert main(argv) == 2
+        assert guarded(MAIN, argv) == 2
         assert told in capsys.readouterr().err, told

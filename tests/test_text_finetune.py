@@ -21,7 +21,7 @@ from tasks.text import tokenizer as tokenizers
 from tasks.text.finetune import finetune
 
 STEPS = "--steps 30 --batch_size 16 --learning_rate 3e-3 --device cpu --progress false --log_every 15 --length 16"
-COMMANDS = {"finetune": partial(finetune, "finetune"), "sample": command.sample}
+COMMANDS = {"finetune": partial(finetune, "finetune"), "sample": partial(command.sample, "sample")}
 SOUNDS = {"cow": "moo", "cat": "mew", "dog": "woof", "owl": "hoot"}
 
 
@@ -56,14 +56,14 @@ def test_a_stock_model_is_adapted_sampled_and_evaluated(gpt2, lines, tmp_path, c
     assert "bound on the validation rows" in out and out.count("[step ") >= 2
     model = load(tmp_path / "run" / "model")
     assert isinstance(model, HostedModel) and model.config.shift and model.vocab.text_size == 256
-    command.sample([str(tmp_path / "run"), "--count", "2", "--prompt", "the ", "--sampler.steps", "4"])
+    command.sample("sample", [str(tmp_path / "run"), "--count", "2", "--prompt", "the ", "--sampler.steps", "4"])
     assert capsys.readouterr().out.count("-" * 40) == 2
-    command.evaluate([str(tmp_path / "run"), "--samples", "2", "--eval_rows", "4", "--sampler.steps", "4"])
+    command.evaluate("evaluate", [str(tmp_path / "run"), "--samples", "2", "--eval_rows", "4", "--sampler.steps", "4"])
     assert "nats_per_token" in json.loads((tmp_path / "run" / "metrics.json").read_text())["model"]
 
 
 def test_one_of_ours_goes_on(lines, tmp_path):
-    command.train(arguments(lines, tmp_path / "first", "--steps", "30"))
+    command.train("train", arguments(lines, tmp_path / "first", "--steps", "30"))
     before = load_file(tmp_path / "first" / "model" / "model.safetensors")
     tuned(lines, tmp_path / "first", tmp_path / "second", "--length", "12")
     after = load_file(tmp_path / "second" / "model" / "model.safetensors")
@@ -80,7 +80,7 @@ def test_conversations_are_learned_by_adapters(gpt2, tmp_path, capsys):
     assert not any("lora" in name for name, _ in own.named_parameters())
     assert (tmp_path / "run" / "adapter" / "lora.safetensors").stat().st_size < 60_000
     capsys.readouterr()
-    command.sample([str(tmp_path / "run"), "--count", "1", "--prompt", "cow", "--sampler.steps", "4"])
+    command.sample("sample", [str(tmp_path / "run"), "--count", "1", "--prompt", "cow", "--sampler.steps", "4"])
     assert capsys.readouterr().out.count("-" * 40) == 1
 
 

@@ -8,10 +8,10 @@ from test_text_task import LINES, arguments, write
 from discdiff.cli import guarded
 from discdiff.jobs import read_job
 from discdiff.sampling import Grid
-from tasks.common.improve import load_grid, save_grid
+from tasks.common.improve import Distillation, load_grid, save_grid
 from tasks.text import __main__ as command
 from tasks.text.extras import load_energy
-from tasks.text.improve import Distillation, distill, energy
+from tasks.text.improve import distill, energy
 from tasks.text.jobs import generate, likelihood
 
 ENERGY = "--steps 40 --batch_size 32 --learning_rate 3e-3 --device cpu --progress false --log_every 20"
@@ -23,13 +23,13 @@ NORMALISED = "--steps 3 --teacher_steps 12 --rows 16 --objective normalised --na
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("improve")
     source = write(folder / "lines.txt", "\n".join(LINES * 40) + "\n")
-    command.train(arguments(source, folder / "run", "--steps", "60"))
+    command.train("train", arguments(source, folder / "run", "--steps", "60"))
     return folder / "run"
 
 
 def drawn(run, capsys, *flags):
     capsys.readouterr()
-    command.sample([str(run), "--count", "3", *flags])
+    command.sample("sample", [str(run), "--count", "3", *flags])
     return capsys.readouterr().out
 
 
@@ -44,7 +44,7 @@ def test_an_energy_is_trained_saved_and_used_by_name(run, capsys):
     plain = drawn(run, capsys, "--sampler.steps", "4", "--sample_seed", "5")
     assert len({*texts.values(), plain}) >= 3
     assert drawn(run, capsys, *same, "--sampler.energy", "twin", "--sampler.k", "1") == plain
-    command.evaluate([str(run), *JUDGED.split()])
+    command.evaluate("evaluate", [str(run), *JUDGED.split()])
     assert json.loads((run / "metrics.json").read_text())["sampler"]["knobs"]["energy"] == "twin"
 
 
@@ -69,9 +69,9 @@ def test_a_schedule_is_learned_saved_and_used_by_name(run, capsys):
         (distill, "--rows 0", "at least 1"),
         (distill, "--steps 64 --teacher_steps 8", "8"),
         (energy, "--steps 0", "at least 1"),
-        (lambda prog, argv: command.sample(argv), "--grid best", "grid is 'best'"),
-        (lambda prog, argv: command.sample(argv), "--sampler edlm --sampler.energy best", "choose from twin"),
-        (lambda prog, argv: command.sample(argv), "--sampler edlm", "energy is None"),
+        (command.sample, "--grid best", "grid is 'best'"),
+        (command.sample, "--sampler edlm --sampler.energy best", "choose from twin"),
+        (command.sample, "--sampler edlm", "energy is None"),
     ],
 )
 def test_refusals(run, capsys, main, flags, message):

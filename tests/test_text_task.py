@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def source(tmp_path_factory) -> Path:
 def run(source) -> Path:
     """A trained folder: characters, packed rows with document boundaries, and the twin."""
     folder = source.parent / "run"
-    command.train(arguments(source, folder, *LINEWISE, "--steps", "80"))
+    command.train("train", arguments(source, folder, *LINEWISE, "--steps", "80"))
     return folder
 
 
@@ -81,7 +82,10 @@ def test_training_lowers_the_bound(run, capsys):
     assert learned < 0.6 * untrained["nats_per_token"] and learned < 0.8 * unigram_entropy(tokens)
     assert figures["twin"]["nats_per_token"] < 0.6 * untrained["nats_per_token"]
 
-    assert command.evaluate([str(run), *["--samples", "8", "--eval_rows", "32", "--eval_draws_per_row", "2"]]) is None
+    assert (
+        command.evaluate("evaluate", [str(run), *["--samples", "8", "--eval_rows", "32", "--eval_draws_per_row", "2"]])
+        is None
+    )
     printed = capsys.readouterr().out
     assert json.loads((run / "metrics.json").read_text()) == figures  # evaluation repeats
     likelihood = {"nats_per_row", "nats_per_token", "bits_per_character", "perplexity"}
@@ -117,12 +121,12 @@ def test_the_corpus_is_tokenised_once(run):
 
 def test_samples_are_printed_saved_and_played(run, tmp_path, capsys):
     saved, page = tmp_path / "new" / "samples.jsonl", tmp_path / "page.html"
-    command.sample([str(run), *f"--count 3 --sample_seed 5 --save {saved} --report {page}".split()])
+    command.sample("sample", [str(run), *f"--count 3 --sample_seed 5 --save {saved} --report {page}".split()])
     printed = capsys.readouterr().out
     texts = [json.loads(line)["text"] for line in saved.read_text().splitlines()]
     assert len(texts) == 3 and all(text in printed for text in texts) and set("".join(texts)) <= set(TEXT)
     assert "discdiff sample" in page.read_text() and "https://" not in page.read_text()
-    command.sample([str(run), *f"--count 3 --sample_seed 5 --save {saved}".split()])
+    command.sample("sample", [str(run), *f"--count 3 --sample_seed 5 --save {saved}".split()])
     assert [json.loads(line)["text"] for line in saved.read_text().splitlines()] == texts
 
 
@@ -138,7 +142,7 @@ def test_every_sampler_fills_everything(run, name):
 
 @pytest.mark.parametrize("text", ["the ___ sat on", "____", "the cat sat on the ___.", " the _og ___ on the l_g"])
 def test_infilling_keeps_what_is_given(run, text, capsys):
-    command.sample([str(run), "--infill", text.replace("_", "#"), "--hole", "#", "--count", "4"])
+    command.sample("sample", [str(run), "--infill", text.replace("_", "#"), "--hole", "#", "--count", "4"])
     for found in capsys.readouterr().out.split("\n" + "-" * 40 + "\n")[:-1]:
         assert re.fullmatch(re.escape(text).replace("_", ".?"), found, re.DOTALL)
 
@@ -181,12 +185,12 @@ def test_every_kind_of_corpus_and_process(case, tmp_path, capsys):
         tokenizer = str(tmp_path / "tokenizer")
     small = "--length 32 --hidden_size 16 --batch_size 4 --steps 3 --twin false --samples 2 --eval_rows 4"
     argv = arguments(source, folder, *f"{small} {flags} --tokenizer {tokenizer} --valid_fraction 0.1".split())
-    command.train(argv)
+    command.train("train", argv)
     figures = json.loads((folder / "metrics.json").read_text())
     assert "twin" not in figures and all(math.isfinite(value) for value in figures["model"].values())
 
     capsys.readouterr()
-    command.sample([str(folder), "--infill", text, "--count", "5"])
+    command.sample("sample", [str(folder), "--infill", text, "--count", "5"])
     found = capsys.readouterr().out.split("\n" + "-" * 40 + "\n")[:-1]
     start, end = text.split("__")
     assert len(found) == 5 and all(x.startswith(start) and x.endswith(end) for x in found)
@@ -263,13 +267,13 @@ def test_train_refuses(flags, source, tmp_path, capsys, no_training):
     write(tmp_path / "masked.txt", "a b [MASK] c")
     words().save_pretrained(tmp_path / "hf")
     argv = arguments(source, tmp_path / "run", *flags.format(tmp_path).split())
-    assert re.search(TRAIN[flags], refusal(command.train, argv, capsys))
+    assert re.search(TRAIN[flags], refusal(partial(command.train, "train"), argv, capsys))
 
 
 def test_train_refuses_to_go_on_with_other_settings(run, source, capsys, no_training):
     argv = arguments(source, run, *LINEWISE)
     for flag, value in (("--process", "uniform"), ("--num_layers", "2"), ("--length", "16")):
-        line = refusal(command.train, [*argv, flag, value], capsys)
+        line = refusal(partial(command.train, "train"), [*argv, flag, value], capsys)
         assert f"{flag[2:]} " in line and "go on with the same, or choose another --out" in line
     assert load_task(run)[0].length == 32  # what was there is left as it was
 
@@ -295,21 +299,23 @@ SAMPLE = {
 
 @pytest.mark.parametrize("flags", SAMPLE)
 def test_sample_refuses(flags, run, capsys):
-    assert re.search(SAMPLE[flags], refusal(command.sample, [str(run), *flags.split()], capsys))
+    assert re.search(SAMPLE[flags], refusal(partial(command.sample, "sample"), [str(run), *flags.split()], capsys))
 
 
 def test_folders_that_are_no_run_are_refused(run, tmp_path, capsys):
-    for main in (command.sample, command.evaluate):
+    for main in (partial(command.sample, "sample"), partial(command.evaluate, "evaluate")):
         assert "no settings in" in refusal(main, [str(tmp_path / "none")], capsys)
     (tmp_path / "tokenizer").symlink_to(run / "tokenizer")
     write(tmp_path / "task.json", "{")
-    assert "no settings in" in refusal(command.sample, [str(tmp_path)], capsys)
+    assert "no settings in" in refusal(partial(command.sample, "sample"), [str(tmp_path)], capsys)
     settings = json.loads((run / "task.json").read_text())
     write(tmp_path / "task.json", json.dumps(settings))
-    assert "holds no model: repeat the train command" in refusal(command.evaluate, [str(tmp_path)], capsys)
+    assert "holds no model: repeat the train command" in refusal(
+        partial(command.evaluate, "evaluate"), [str(tmp_path)], capsys
+    )
     settings["corpus"]["lenght"] = 3
     write(tmp_path / "task.json", json.dumps(settings))
-    assert "'lenght'; did you mean 'length'" in refusal(command.evaluate, [str(tmp_path)], capsys)
+    assert "'lenght'; did you mean 'length'" in refusal(partial(command.evaluate, "evaluate"), [str(tmp_path)], capsys)
 
 
 def test_the_module_is_a_command(monkeypatch, capsys):
@@ -347,7 +353,7 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_same_command_goes_on(source,
     (checkpoint,) = (tmp_path / "model_training").glob("checkpoint-*")
     stopped = verify(checkpoint)["step"]
     assert 1 <= stopped < steps and not (tmp_path / "metrics.json").exists()
-    assert guarded(command.train, argv) == 0
+    assert guarded(partial(command.train, "train"), argv) == 0
     entries = [entry["step"] for entry in read_metrics(log) if "loss" in entry]
     assert entries == list(range(1, steps + 1))
     assert f'"step": {stopped}, "resumed": true' in log.read_text()
@@ -370,5 +376,5 @@ def test_commands_of_the_readme(source, tmp_path, monkeypatch, capsys):
         "evaluate": "--eval_rows 2 --samples 2",
     }
     for line in lines:
-        getattr(command, line[3])([*line[4:], *small[line[3]].split()])
+        command.MAIN([*line[3:], *small[line[3]].split()])
     assert "It was the" in capsys.readouterr().out

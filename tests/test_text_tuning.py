@@ -99,7 +99,7 @@ def test_a_block_model_is_sampled_and_bounded_by_blocks(corpus, tmp_path, capsys
     objective = objective_for(process, model.config.prediction, layout.block)
     assert isinstance(objective, BlockElbo) and objective.elbo.kind == "own"
     assert Chosen().build(process, layout.block).clock == Blocks(4) and Chosen().build(process).clock is None
-    command.sample([str(run), "--count", "1", "--prompt", "a b", "--sampler.steps", "8"])
+    command.sample("sample", [str(run), "--count", "1", "--prompt", "a b", "--sampler.steps", "8"])
     likelihood("likelihood", [str(run), *SCORING.split(), "--out", str(tmp_path / "nats")])
     assert "nats per row" in capsys.readouterr().out
     with pytest.raises(ValueError, match="block is 4: energies and grids"):
@@ -130,7 +130,7 @@ def test_log_scores_are_refused(corpus, tmp_path, unread):
     layout = layout_for(words(), 8)
     model = network(layout, prediction="score", time_conditioning=True)
     saved(tmp_path / "run", model, layout, Uniform(), corpus)
-    for each in (command.evaluate, partial(likelihood, "likelihood"), partial(energy, "energy")):
+    for each in (partial(command.evaluate, "evaluate"), partial(likelihood, "likelihood"), partial(energy, "energy")):
         with pytest.raises(ValueError, match="prediction is 'score'"):
             each([str(tmp_path / "run")])
 
@@ -143,7 +143,7 @@ def test_the_objective_predicts_what_the_network_does():
 def test_conversations_are_no_text(corpus, tmp_path, unread):
     sections = {"corpus": Corpus(str(corpus)), "tuning": module.Tuning("chat")}
     save_task(tmp_path / "run", sections, words())
-    for each in (command.evaluate, partial(likelihood, "likelihood"), partial(energy, "energy")):
+    for each in (partial(command.evaluate, "evaluate"), partial(likelihood, "likelihood"), partial(energy, "energy")):
         with pytest.raises(ValueError, match="it was tuned on conversations"):
             each([str(tmp_path / "run")])
 

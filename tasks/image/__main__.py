@@ -17,21 +17,26 @@ python -m tasks.image evaluate runs/pictures
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 from transformers.utils.logging import disable_progress_bar
 
 from discdiff.cli import commands, guarded
 from tasks.image import commands as model
-from tasks.image import judged, restore
-from tasks.image.tokenizer import evaluate, refit_command, train
+from tasks.image import judged, restore, tokenizer
 
-PROG = "python -m tasks.image"
+MAIN = commands(
+    "python -m tasks.image",
+    {
+        "tokenizer": {"train": tokenizer.train, "evaluate": tokenizer.evaluate, "refit": tokenizer.refit_command},
+        "train": model.train,
+        "sample": model.sample,
+        "inpaint": model.inpaint,
+        "evaluate": judged.evaluate,
+        "restore": restore.restore,
+        "edit": restore.edit,
+    },
+)
 
 if __name__ == "__main__":
     disable_progress_bar()  # of reading and writing weights
-    named = {"train": train, "evaluate": evaluate, "refit": refit_command}
-    own = {"train": model.train, "sample": model.sample, "inpaint": model.inpaint, "evaluate": judged.evaluate}
-    own |= {"restore": restore.restore, "edit": restore.edit}
-    inner = commands(f"{PROG} tokenizer", {n: partial(f, f"{PROG} tokenizer {n}") for n, f in named.items()})
-    sys.exit(guarded(commands(PROG, {"tokenizer": inner, **{n: partial(f, f"{PROG} {n}") for n, f in own.items()}})))
+    sys.exit(guarded(MAIN))

@@ -11,27 +11,22 @@ python -m tasks.motion evaluate runs/motion/model
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 from transformers.utils.logging import disable_progress_bar
 
 from discdiff.cli import commands, guarded
 from tasks.motion import codec, generate
 
-PROG = "python -m tasks.motion"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    inner = {"train": codec.train, "evaluate": codec.evaluate}
-    tokenizer = commands(
-        f"{PROG} tokenizer", {name: partial(run, f"{PROG} tokenizer {name}") for name, run in inner.items()}
-    )
-    outer = {"train": generate.train, "sample": generate.sample, "evaluate": generate.evaluate}
-    named = {name: partial(run, f"{PROG} {name}") for name, run in outer.items()}
-    return guarded(commands(PROG, {"tokenizer": tokenizer, **named}), argv)
-
+MAIN = commands(
+    "python -m tasks.motion",
+    {
+        "tokenizer": {"train": codec.train, "evaluate": codec.evaluate},
+        "train": generate.train,
+        "sample": generate.sample,
+        "evaluate": generate.evaluate,
+    },
+)
 
 if __name__ == "__main__":
     disable_progress_bar()  # of reading and writing weights
-    sys.exit(main())
+    sys.exit(guarded(MAIN))

@@ -42,13 +42,11 @@ from tasks.text.jobs import generate, likelihood
 from tasks.text.settings import Chosen, Corpus, Drawing, Judged, Method, Network, Output, Request
 from tasks.text.training import config_for, fit, objective_for
 
-PROG = "python -m tasks.text"
 
-
-def train(argv: Sequence[str]) -> None:
+def train(prog: str, argv: Sequence[str]) -> None:
     """Train, then the twin, then evaluate both. An interrupted run goes on when the command is repeated."""
     sections = {"corpus": Corpus, "network": Network, "method": Method, "training": TrainingSettings}
-    chosen = parse(f"{PROG} train", argv, {**sections, "judged": Judged, "output": Output})
+    chosen = parse(prog, argv, {**sections, "judged": Judged, "output": Output})
     corpus, network, method, training = (chosen[name] for name in sections)
     folder, process = Path(chosen["output"].out), method.build()
     tokenizer = text_rows.build_tokenizer(corpus)
@@ -64,26 +62,26 @@ def train(argv: Sequence[str]) -> None:
     for name, kind in (("model", process), *([("twin", None)] if method.twin else [])):
         print(f"training {folder / name}: {method.process if kind else 'autoregressive, same budget'}", flush=True)
         fit(layout, network, kind, training, train_rows, valid_rows, folder / name, resume="auto")
-    _evaluate(folder, chosen["judged"], _chosen("train", [], Drawing(), folder))
+    _evaluate(folder, chosen["judged"], _chosen(prog, [], Drawing(), folder))
 
 
-def evaluate(argv: Sequence[str]) -> None:
+def evaluate(prog: str, argv: Sequence[str]) -> None:
     """Evaluate a trained folder."""
-    chosen, sampler = _parse("evaluate", argv, {"judged": Judged})
+    chosen, sampler = _parse(prog, argv, {"judged": Judged})
     _evaluate(Path(chosen["folder"]), chosen["judged"], sampler)
 
 
-def _parse(command: str, argv: Sequence[str], sections: dict[str, type]) -> tuple[dict[str, Any], Chosen]:
+def _parse(prog: str, argv: Sequence[str], sections: dict[str, type]) -> tuple[dict[str, Any], Chosen]:
     """The settings of a command that samples from a folder, and its sampler."""
     inside, rest = take(argv, "sampler")
-    chosen = parse(f"{PROG} {command}", rest, {**sections, "drawing": Drawing}, ("folder",))
-    return chosen, _chosen(command, inside, chosen["drawing"], Path(chosen["folder"]))
+    chosen = parse(prog, rest, {**sections, "drawing": Drawing}, ("folder",))
+    return chosen, _chosen(prog, inside, chosen["drawing"], Path(chosen["folder"]))
 
 
-def _chosen(command: str, flags: Sequence[str], drawing: Drawing, folder: Path) -> Chosen:
-    prog = f"{PROG} {command} --sampler {drawing.sampler}"
-    given = parse(prog, flags, {"sampler": knobs(drawing.sampler)}, prefix="sampler.")["sampler"]
-    named, grid = asdict(given), load_grid(folder, drawing.grid)
+def _chosen(prog: str, flags: Sequence[str], drawing: Drawing, folder: Path) -> Chosen:
+    section = {"sampler": knobs(drawing.sampler)}
+    given = parse(f"{prog} --sampler {drawing.sampler}", flags, section, prefix="sampler.")
+    named, grid = asdict(given["sampler"]), load_grid(folder, drawing.grid)
     parts = {"energy": load_energy(folder, named["energy"])} if isinstance(named.get("energy"), str) else {}
     return Chosen(drawing.sampler, named, drawing.sample_seed, grid, parts)
 
@@ -127,9 +125,9 @@ def _samples(trained: Trained, judged: Judged, sampler: Chosen) -> Tensor:
     return quality.generate(model, process, text_rows.blank(layout, judged.samples, model.device), sampler)
 
 
-def sample(argv: Sequence[str]) -> None:
+def sample(prog: str, argv: Sequence[str]) -> None:
     """Sample or infill: printed, and where asked saved as JSON lines and as a page that plays the first sample."""
-    chosen, sampler = _parse("sample", argv, {"request": Request})
+    chosen, sampler = _parse(prog, argv, {"request": Request})
     request, folder = chosen["request"], Path(chosen["folder"])
     corpus, tokenizer = load_task(folder)
     model, layout, process = load_model(folder / "model")
@@ -163,8 +161,20 @@ def sample(argv: Sequence[str]) -> None:
         print(Report("discdiff sample", subtitle).player(traces[0], [view]).save(request.report))
 
 
+MAIN = commands(
+    "python -m tasks.text",
+    {
+        "train": train,
+        "finetune": finetune,
+        "sample": sample,
+        "generate": generate,
+        "evaluate": evaluate,
+        "likelihood": likelihood,
+        "energy": energy,
+        "distill": distill,
+    },
+)
+
 if __name__ == "__main__":
     disable_progress_bar()  # of reading and writing weights
-    named = {"finetune": finetune, "generate": generate, "likelihood": likelihood, "energy": energy, "distill": distill}
-    own = {"train": train, "sample": sample, "evaluate": evaluate}
-    sys.exit(guarded(commands(PROG, {**own, **{name: partial(f, f"{PROG} {name}") for name, f in named.items()}})))
+    sys.exit(guarded(MAIN))

@@ -26,22 +26,25 @@ from functools import partial
 from transformers.utils.logging import disable_progress_bar
 
 from discdiff.cli import commands, guarded
+from tasks.vla import judged, tokenizer
 from tasks.vla.commands import collect, train
 from tasks.vla.improve import distill, energy
-from tasks.vla.judged import evaluate as judge
-from tasks.vla.judged import sample
 from tasks.vla.serve import serve
 from tasks.vla.settings import KINDS
-from tasks.vla.tokenizer import evaluate, fit
 
-PROG = "python -m tasks.vla"
-FIT = f"{PROG} tokenizer fit"
-
-FITS = commands(FIT, {kind: partial(fit, kind, f"{FIT} {kind}") for kind in KINDS})
-TOKENIZER = commands(f"{PROG} tokenizer", {"fit": FITS, "evaluate": partial(evaluate, f"{PROG} tokenizer evaluate")})
-OWN = {"collect": collect, "train": train, "evaluate": judge, "sample": sample, "serve": serve}
-OWN |= {"energy": energy, "distill": distill}
-MAIN = commands(PROG, {"tokenizer": TOKENIZER, **{name: partial(f, f"{PROG} {name}") for name, f in OWN.items()}})
+MAIN = commands(
+    "python -m tasks.vla",
+    {
+        "tokenizer": {"fit": {kind: partial(tokenizer.fit, kind) for kind in KINDS}, "evaluate": tokenizer.evaluate},
+        "collect": collect,
+        "train": train,
+        "evaluate": judged.evaluate,
+        "sample": judged.sample,
+        "energy": energy,
+        "distill": distill,
+        "serve": serve,
+    },
+)
 
 if __name__ == "__main__":
     disable_progress_bar()  # of reading and writing weights
