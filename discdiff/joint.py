@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from discdiff.denoisers import Prediction
-from discdiff.kernels import Kernel, check_grid
+from discdiff.kernels import Kernel
+from discdiff.kernels.base import Several
 from discdiff.noise import Noise
-from discdiff.processes import Process
 from discdiff.types import Info, State, Step
 
 
@@ -37,7 +37,7 @@ def _changed(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Joint(Kernel):
+class Joint(Several):
     """`Joint((kernel, ...))`: the network is asked once, every kernel steps from the same state, and their changes are
     put together: tokens from the kernel that moves tokens, each latent and memory from the kernel that moves it.
 
@@ -46,31 +46,6 @@ class Joint(Kernel):
     """
 
     kernels: tuple[Kernel, ...]
-
-    def __post_init__(self) -> None:
-        if not self.kernels:
-            raise ValueError("Joint needs at least one kernel")
-
-    @property
-    def process(self) -> Process:
-        return self.kernels[0].process
-
-    @property
-    def unbiased(self) -> bool:
-        return all(k.unbiased for k in self.kernels)
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return tuple(name for k in self.kernels for name in k.reads)
-
-    def check(self, grid: Any) -> None:
-        for kernel in self.kernels:
-            check_grid(kernel, grid)
-
-    def init(self, state: State) -> State:
-        for kernel in self.kernels:
-            state = kernel.init(state)
-        return state
 
     def __call__(self, denoiser: Any, state: State, step: Step, noise: Noise) -> tuple[State, Info]:
         rows = torch.arange(len(state.row), device=state.row.device)

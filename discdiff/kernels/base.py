@@ -80,6 +80,40 @@ class Around(Kernel):
         check_grid(self.inner, grid)
 
 
+class Several(Kernel):
+    """A kernel of several, `kernels`: it keeps the law where all of them do, and obeys what any of them reads.
+
+    Raises ValueError for none.
+    """
+
+    kernels: tuple[Kernel, ...]
+
+    def __post_init__(self) -> None:
+        if not self.kernels:
+            raise ValueError(f"{type(self).__name__} needs at least one kernel")
+
+    @property
+    def process(self) -> Process:  # type: ignore[override]
+        return self.kernels[0].process
+
+    @property
+    def unbiased(self) -> bool:
+        return all(k.unbiased for k in self.kernels)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(name for k in self.kernels for name in k.reads)
+
+    def check(self, grid: Any) -> None:
+        for kernel in self.kernels:
+            check_grid(kernel, grid)
+
+    def init(self, state: State) -> State:
+        for kernel in self.kernels:
+            state = kernel.init(state)
+        return state
+
+
 def check_grid(kernel: Any, grid: Any) -> None:
     """`kernel.check(grid)` of what is a Kernel; a user's own may just look like one."""
     if isinstance(kernel, Kernel):
