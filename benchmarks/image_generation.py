@@ -50,6 +50,7 @@ LED: dict[str, dict[str, dict[str, Any]]] = {  # by method; drawn several times
             "guided_to": 0.2,
         },
         "autoguidance 2, surely .9": {"autoguidance": 2.0, "surely": 0.9},
+        "autoguidance 2, surely .97": {"autoguidance": 2.0, "surely": 0.97},
         "autoguidance 2, guidance 2 within .2 to .4, surely .9": {
             "autoguidance": 2.0,
             "guidance": 2.0,
