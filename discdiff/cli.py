@@ -184,9 +184,12 @@ def _check(prog: str, argv: Sequence[str]) -> None:
     check(argv)
 
 
+MAIN = commands("discdiff", {"info": _info, "convert": _convert, "check": _check})
+
+
 def main() -> int:
     """Entry point of the `discdiff` command."""
-    return guarded(commands("discdiff", {"info": _info, "convert": _convert, "check": _check}))
+    return guarded(MAIN)
 
 
 if __name__ == "__main__":

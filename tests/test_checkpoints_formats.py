@@ -14,7 +14,7 @@ from restated_dit import dit
 from safetensors.torch import load_file, save_file
 
 from discdiff.checkpoints import FORMATS, convert, load, load_foreign
-from discdiff.cli import _convert as convert_command
+from discdiff.cli import MAIN
 from discdiff.models import load_network
 
 SETTINGS = {"mdlm": {"mask_token_id": MASK}, "bd3lm": {"mask_token_id": MASK}}
@@ -258,19 +258,19 @@ def test_files_that_cannot_be_read(tmp_path):
 
 def test_the_command(tmp_path, capsys):
     source = folder_of(tmp_path, "mdlm")
-    convert_command([str(source), str(tmp_path / "ours"), "--mask_token_id", "49"])
-    convert_command([str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "original"])
+    MAIN(["convert", str(source), str(tmp_path / "ours"), "--mask_token_id", "49"])
+    MAIN(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "original"])
     assert capsys.readouterr().out.count("wrote") == 2
     with pytest.raises(ValueError, match="exists: name a new folder"):
-        convert_command([str(source), str(tmp_path / "ours"), "--mask_token_id", "49"])
+        MAIN(["convert", str(source), str(tmp_path / "ours"), "--mask_token_id", "49"])
     with pytest.raises(ValueError, match="convert it to the other"):
-        convert_command([str(tmp_path / "ours"), str(tmp_path / "third"), "--to", "ours"])
+        MAIN(["convert", str(tmp_path / "ours"), str(tmp_path / "third"), "--to", "ours"])
     assert sorted(f.name for f in tmp_path.iterdir()) == ["back", "mdlm_safetensors", "ours"]
     with pytest.raises(ValueError, match="do not fit"):
         state = dit_state("mdlm")
         state.popitem()
         save_file(dict(state), source / "model.safetensors")
-        convert_command([str(source), str(tmp_path / "third"), "--mask_token_id", "49"])
+        MAIN(["convert", str(source), str(tmp_path / "third"), "--mask_token_id", "49"])
     assert not (tmp_path / "third").exists() and set(FORMATS) >= {"mdlm", "sedd", "bd3lm", "udlm", "duo"}
 
 
