@@ -80,6 +80,14 @@ def test_refusals(run, capsys, main, flags, message):
     assert message in capsys.readouterr().err
 
 
+def test_one_grid_is_read_alone(tmp_path):
+    save_grid(tmp_path, "good", Grid.uniform(3))
+    (tmp_path / "grids" / "bad.json").write_text("{")
+    assert load_grid(tmp_path, "good") == Grid.uniform(3)
+    with pytest.raises(ValueError, match="bad"):
+        load_grid(tmp_path, "bad")
+
+
 def test_what_was_never_trained_is_refused(tmp_path):
     for name in ("twin", "learned"):
         with pytest.raises(ValueError, match="train"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from discdiff.processes import Process
 from discdiff.sampling import Grid
 from discdiff.training import DiffusionTrainer, TrainingSettings
 
+T = TypeVar("T")
 ENERGY, GRIDS, LEARNED = "energy", "grids", "learned"
 
 
@@ -103,15 +104,19 @@ def save_grid(folder: Path, name: str, grid: Grid) -> Path:
 
 def grids_in(folder: Path) -> dict[str, Grid]:
     """All grids beside a model, by name."""
-    return {path.stem: Grid.load(path) for path in sorted((folder / GRIDS).glob("*.json"))}
+    return {name: Grid.load(path) for name, path in _files(folder).items()}
 
 
 def load_grid(folder: Path, name: str) -> Grid | None:
-    """The grid of that name, None for "". Raises ValueError where there is none of it."""
-    return chosen_grid(grids_in(folder), name) if name else None
+    """The grid of that name, None for ""; no other one is read. Raises ValueError where there is none of it."""
+    return Grid.load(chosen_grid(_files(folder), name)) if name else None
 
 
-def chosen_grid(grids: Mapping[str, Grid], name: str) -> Grid:
+def chosen_grid(grids: Mapping[str, T], name: str) -> T:
     """Raises ValueError for a name that is not among them."""
     checked("grid", name, name in grids, f"there is {', '.join(grids) or 'none yet; distill makes one'}")
     return grids[name]
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted((folder / GRIDS).glob("*.json"))}
