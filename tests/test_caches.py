@@ -37,7 +37,7 @@ from discdiff.denoisers.caches import (
     PrefixCached,
     SkipUnchanged,
 )
-from discdiff.kernels import Kernel
+from discdiff.kernels import Kernel, Recheck
 from discdiff.processes import MaskOrReplace
 from discdiff.scores import LeftToRight
 
@@ -73,6 +73,7 @@ KERNELS = {
     "edit": Commit(Sure(), edit=0.2),
     "first_hitting": FirstHitting(),
     "chain": Chain((Commit(Sure("margin")), Ancestral())),
+    "loo": Recheck(Commit(Sure()), 0.6, 0.9, share=0.3, rescore="loo"),  # a call with copies of each row
 }
 
 
@@ -363,8 +364,10 @@ def test_refusals():
         sample(Started(BlockCached(plain)), Commit(Sure()), rows("blocks"), 4)
     with pytest.raises(ValueError, match="does not move"):
         sample(BlockCached(plain), AskBehind(), rows("blocks"), 12, clock=Blocks(4))
-    with pytest.raises(ValueError, match="rows of the run repeat"):
+    with pytest.raises(ValueError, match="repeat in a call that stores them: ask about the rows themselves first"):
         sample(Twice(BlockCached(plain)), Commit(Sure()), rows("blocks"), 4)
+    with pytest.raises(ValueError, match="copies of a row cannot share this cache"):
+        sample(SkipUnchanged(plain), KERNELS["loo"], rows("full"), 4)
 
 
 class Started:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class Cached:
     Raises ValueError around anything else: temperature, truncation and guidance go outside.
     """
 
+    copies: ClassVar[bool] = False  # whether several copies of a row may be asked about in one call
+
     inner: Any
     run: Run | None = field(default=None, repr=False, compare=False)
 
@@ -80,8 +82,8 @@ class Cached:
     def __call__(self, state: State, step: Step) -> Prediction:
         if self.run is None:
             raise ValueError(f"{type(self).__name__} belongs to one run: call start(batch) first, as `sample` does")
-        if bool((state.row.diff() <= 0).any()):
-            raise ValueError("rows of the run repeat in one call: copies of a row cannot share its cache")
+        if not self.copies and _repeats(state.row):
+            raise ValueError("rows of the run repeat in one call: copies of a row cannot share this cache")
         known, batch = self.known(self.run, state, step), _batch(state)
         denoiser = self.inner if isinstance(self.inner, ModelDenoiser) else self.inner.inner
 
@@ -103,8 +105,11 @@ class _Ordered(Cached):
     """Exact: the layout's positions fall into units, none of which sees a later one.
 
     Units before the first one that may still change are stored once, in the call that first needs them, and fed no
-    more; a call feeds the units from there to the last one that has started.
+    more; a call feeds the units from there to the last one that has started. Copies of a row share what is stored of it,
+    and store nothing.
     """
+
+    copies = True
 
     def begin(self, batch: TokenBatch) -> Run:
         unit = self.units(batch.layout).to(batch.tokens.device)
@@ -131,9 +136,14 @@ class _Ordered(Cached):
         filled = run.store.filled[rows] & (lead < stale)
         missing = batch.valid[:, batch.lead] & (lead < front) & ~filled
         columns = (fed | missing).any(0).nonzero()[:, 0]
-        store = bool(missing.any())
-        run.store.filled[rows] = filled
-        hidden = _feed(self.inner, run.store, batch, rows, step, columns, store)
+        store, repeats = bool(missing.any()), _repeats(rows)
+        if store:
+            if repeats:
+                raise ValueError(
+                    "rows of the run repeat in a call that stores them: ask about the rows themselves first"
+                )
+            run.store.filled[rows] = filled
+        hidden = _feed(self.inner, run.store, batch, rows, step, columns, store, repeats)
         if store:  # columns are shared by the rows: only what is finished in a row stays stored there
             run.store.filled[rows] = filled | missing
             run.seen[rows] = torch.where(unit < front, now, _UNSEEN)
@@ -296,11 +306,17 @@ def _everything(denoiser: ModelDenoiser, state: State, step: Step) -> Known:
     return Known(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device), cost)
 
 
+def _repeats(rows: Tensor) -> bool:
+    """Whether there are copies among the run's rows `rows`."""
+    return bool((rows.diff() <= 0).any())
+
+
 def _feed(
-    denoiser: ModelDenoiser, cache: KVCache, batch: TokenBatch, rows: Tensor, step: Step, columns: Tensor, store: bool
-) -> Tensor:
+    denoiser: ModelDenoiser, cache: KVCache, batch: TokenBatch, rows: Tensor, step: Step, columns: Tensor, store: bool,
+    repeats: bool = False,
+) -> Tensor:  # fmt: skip
     """Hidden states (rows, columns, width) of the run's rows `rows`, with what the cache holds of them."""
-    part = cache if len(rows) == len(cache.filled) else cache.rows(rows)
+    part = cache if len(rows) == len(cache.filled) and not repeats else cache.rows(rows)
     time = step.t if denoiser.needs_time else None
     return denoiser.model(batch=batch, time=time, columns=columns, cache=part, store=store).hidden
 

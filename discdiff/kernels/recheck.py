@@ -42,8 +42,8 @@ class Recheck(Kernel):
     length): "recheck_ref" probabilities, 0 where masked or not committed here, "recheck_count" re-masks.
 
     Biased, a mode seeker. drop >= 1 and high 0 switch a check off; with both off, share 0 or limit 0 it is `commit`, call
-    for call. Raises ValueError for a `commit` that edits or keeps levels in order and for numbers out of range; caches raise
-    it for "loo", whose copies of a row cannot share one.
+    for call. Raises ValueError for a `commit` that edits or keeps levels in order and for numbers out of range; approximate
+    caches raise it for "loo", whose copies of a row cannot share one.
     """
 
     commit: Commit = field(default_factory=_cosine)
