@@ -133,6 +133,23 @@ def test_seeds_fix_results_and_rows_are_alone(decoding):
         assert np.array_equal(single.future, again[0].future[1]) and np.array_equal(again[0].future, again[1].future)
 
 
+@pytest.mark.parametrize("decoding", DECODING)
+def test_actions_that_are_executed_already(decoding):
+    """They stay as they are, those behind them know them, and a picture that sees no actions does not."""
+    policy, seen = blank(decoding=decoding), observed()
+    free, done = policy.predict(*seen, decoding=decoding), np.full((3, CHUNK, 2), 0.123, np.float32)
+    for k in (1, CHUNK):
+        made = policy.predict(*seen, decoding=decoding, prefix=done[:, :k])
+        assert np.array_equal(made.actions[:, :k], done[:, :k])
+        assert k == CHUNK or not np.array_equal(made.actions[:, k:], free.actions[:, k:])
+        assert decoding == "action" or np.array_equal(made.future, free.future)
+        one = policy.predict(seen[0][0], seen[1][0], seen[2][0], decoding=decoding, prefix=done[0, :k])
+        np.testing.assert_allclose(one.actions, made.actions[0], atol=1e-6)
+    for wrong in (done[:2], done[..., :1], np.repeat(done, 2, 1), done * np.nan):
+        with pytest.raises(ValueError, match="prefix"):
+            policy.predict(*seen, decoding=decoding, prefix=wrong)
+
+
 def test_cells_whose_codes_stay_are_left_as_they_were_seen():
     policy = blank()
     _, _, pictures = observed()

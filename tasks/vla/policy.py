@@ -177,16 +177,34 @@ class ActionPolicy:
         seeds = seeds_of(seed, len(said))
         batch, how, units = self.rows(state, said, pictures), decoding or self.decoding, self.normaliser(unnorm_key)
         how.check(self.settings.method)
-        chunk, dim = self.settings.chunk, self.tokenizer.config.dim
-        done = np.zeros((len(said), 0, dim), np.float32) if prefix is None else np.asarray(prefix, dtype=np.float32)
-        done = done[None] if alone and done.ndim == 2 else done
-        fits = done.ndim == 3 and done.shape[::2] == (len(said), dim) and done.shape[1] <= chunk
-        checked("prefix", done.shape, fits, f"give ({len(said)}, at most {chunk}, {dim})")
-        checked("prefix", int((~np.isfinite(done)).sum()), bool(np.isfinite(done).all()), "give finite numbers")
+        done = self.executed(prefix, len(said), alone)
         y = self._decoded(batch, units.normalise(torch.from_numpy(done)).values, how, seeds)
         actions = units.restore(y.double().clamp(-1, 1)).float().cpu().numpy()
         actions[:, : done.shape[1]] = done
         return actions[0] if alone else actions
+
+    def executed(self, prefix: np.ndarray | None, rows: int, alone: bool = False) -> np.ndarray:
+        """Actions (rows, k, dim) that are executed already, k 0 for none; of one row (k, dim) if `alone`. Raises ValueError for
+        other shapes and numbers that are not finite.
+        """
+        chunk, dim = self.settings.chunk, self.tokenizer.config.dim
+        done = np.zeros((rows, 0, dim), np.float32) if prefix is None else np.asarray(prefix, dtype=np.float32)
+        done = done[None] if alone and done.ndim == 2 else done
+        fits = done.ndim == 3 and done.shape[::2] == (rows, dim) and done.shape[1] <= chunk
+        checked("prefix", done.shape, fits, f"give ({rows}, at most {chunk}, {dim})")
+        checked("prefix", int((~np.isfinite(done)).sum()), bool(np.isfinite(done).all()), "give finite numbers")
+        return done
+
+    def begun(self, batch: TokenBatch, known: Tensor) -> TokenBatch:
+        """Rows in which the first actions are known (n, k, dim): normalised, given as the codes nearest to them."""
+        chunk, (n, k, dim), layout = self.settings.chunk, known.shape, batch.layout
+        if not k:
+            return batch
+        whole = torch.cat([known, known[:, -1:].expand(-1, chunk - k, -1)], 1)
+        codes = self.tokenizer.encode(self.tokenizer.normaliser.restore(whole)).codes.view(n, chunk, dim)
+        tokens, columns = batch.tokens.clone(), layout.columns(ACTION)[: k * dim]
+        tokens[:, columns] = layout.vocab.to_global(codes, ACTION).flatten(1)[:, : k * dim]
+        return batch._replace(tokens=tokens, given=batch.given.index_fill(1, columns, True))
 
     def _decoded(self, batch: TokenBatch, known: Tensor, how: Decoding, seeds: list[int]) -> Tensor:
         """Normalised actions (n, chunk, dim); known (n, k, dim): normalised, the first of them."""
@@ -195,12 +213,7 @@ class ActionPolicy:
             return regressed(self.model, batch.to(self.model.device), known, how.steps, seeds)
         if k == chunk:
             return known  # nothing is left to decode
-        if k:
-            whole = torch.cat([known, known[:, -1:].expand(-1, chunk - k, -1)], 1)
-            codes = self.tokenizer.encode(self.tokenizer.normaliser.restore(whole)).codes.view(-1, chunk, dim)
-            tokens, columns = batch.tokens.clone(), self.layout.columns(ACTION)[: k * dim]
-            tokens[:, columns] = self.layout.vocab.to_global(codes, ACTION).flatten(1)[:, : k * dim]
-            batch = batch._replace(tokens=tokens, given=tokens != self.layout.vocab.mask)
+        batch = self.begun(batch, known)
         state, _ = self.sampler_of(how)(denoiser_of(self.model), batch.to(self.model.device), seeds)
         value = state.memory[VALUE][:, self.layout.columns(ACTION)]
         return value.unflatten(1, (chunk, dim)).cpu()

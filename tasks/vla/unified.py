@@ -91,23 +91,28 @@ class UnifiedPolicy:
         instruction: str | Sequence[str],
         picture: np.ndarray,
         *,
+        prefix: np.ndarray | None = None,
         seed: int | Sequence[int] = 0,
         decoding: str | None = None,
         rounds: Decoding | None = None,
         unnorm_key: str | None = None,
     ) -> Foreseen:
         """Actions and the picture after them for states (n, dim), what to do in words and pictures (n, width, width, 3);
-        without n for one instruction that is a string. seed and unnorm_key: as of `ActionPolicy.predict_action`.
+        without n for one instruction that is a string. prefix, seed and unnorm_key: as of `ActionPolicy.predict_action`.
         """
         alone = isinstance(instruction, str)
         said = [instruction] if isinstance(instruction, str) else list(instruction)
         picture = np.asarray(picture)
         picture = picture[None] if alone and picture.ndim == 3 else picture
         seeds = seeds_of(seed, len(said))
-        units = self.told.normaliser(unnorm_key)
-        *_, (last, _) = self.run(self.rows(state, said, picture), seeds, decoding, rounds)
+        units, done = self.told.normaliser(unnorm_key), self.told.executed(prefix, len(said), alone)
+        batch = self.told.begun(self.rows(state, said, picture), units.normalise(torch.from_numpy(done)).values)
+        if not bool(batch.free.any()):  # nothing is left to decode
+            return Foreseen(done[0] if alone else done, None)
+        *_, (last, _) = self.run(batch, seeds, decoding, rounds)
         value = last.memory[VALUE][:, self.layout.columns(ACTION)].unflatten(1, (self.told.settings.chunk, -1))
         actions = units.restore(value.cpu().clamp(-1, 1)).float().numpy()
+        actions[:, : done.shape[1]] = done
         future = self.shown(last.tokens.cpu(), picture) if self.settings.foresees else None
         return Foreseen(actions[0], None if future is None else future[0]) if alone else Foreseen(actions, future)
 
