@@ -11,6 +11,7 @@ from policy_toy import SHOWN, SMALL, observed, shaken
 from transformers.utils.logging import disable_progress_bar
 
 from discdiff.layout import make_batch
+from discdiff.maskers import Bernoulli, FixedCount, FullyMasked
 from discdiff.noise import Noise
 from discdiff.training import TrainingSettings
 from tasks.vla.continuous import CONTINUOUS
@@ -166,6 +167,8 @@ def test_numbers_that_lie_close_together_go_first(policies, sampler):
         policy.predict_action(state, said, decoding=Decoding("ancestral", rank="deviation"))
     with pytest.raises(ValueError, match="rank"):
         Decoding(rank="far")
+    with pytest.raises(ValueError, match="another order"):
+        Decoding("dd_vla", rank="deviation", knobs={"score": "margin"})
 
 
 @pytest.mark.parametrize("method", CONTINUOUS)
@@ -281,7 +284,14 @@ def test_policies_that_cannot_be():
     with pytest.raises(ValueError, match="one camera with pictures 32 wide"):
         wide = untrained(Policy(picture=32, **SMALL), SHOWN, 0)
         Rows(wide, wide.layout, SHOWN)
-    for wrong in ({"width": -0.1}, {"jitter": -0.1}, {"weight": float("nan")}, {"distance": "far"}):
+    for wrong in (
+        {"width": -0.1},
+        {"jitter": -0.1},
+        {"weight": float("nan")},
+        {"distance": "far"},
+        {"weights": "all"},
+        {"full": 1},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Loss(**wrong)
 
@@ -292,6 +302,8 @@ def test_scales_do_not_blow_up_what_hardly_moves():
     y = scale(torch.from_numpy(state))
     assert abs(y[:, 0].std() - 1) < 0.01 and y[:, 1:].abs().max() < 1e-6
     assert Scale.of(np.full((4, 2), 7.0)).spread == (1.0, 1.0)
+    degrees, metres = np.random.default_rng(1).normal(size=(2, 500)) * ((60.0,), (0.04,))
+    assert np.allclose(Scale.of(np.stack([degrees, metres + 0.5], 1)).spread, (degrees.std(), metres.std()))
 
 
 @pytest.mark.parametrize("method", [*CONTINUOUS, "autoregressive", "masked"])
@@ -306,6 +318,20 @@ def test_rows_hold_what_the_objective_needs(policies, method):
     assert method != "masked" or plain.ordinal is None
     if method not in CONTINUOUS:
         assert plain.jitter is None and objective_of(policy, Loss()).jitter.width == Loss().jitter
+    if method == "masked":
+        assert objective_of(policy, Loss(weights="elbo")).masker == Bernoulli()
+        assert objective_of(policy, Loss(full=0.2)).masker == FullyMasked(FixedCount(), 0.2)
+
+
+def test_actions_are_scaled_as_said():
+    """Quantiles leave single outliers out; a raw number stays what it is."""
+    shown = [dataclasses.replace(e, action=e.action.copy()) for e in SHOWN]
+    shown[0].action[0, 0] = 50.0
+    wide, narrow, raw = (
+        untrained(Policy(**SMALL, **more), shown, 0).normaliser().affine[1]
+        for more in ({}, {"scaling": "quantile"}, {"scaling": "quantile", "raw": (6,)})
+    )
+    assert wide[0] > 20 > 2 > narrow[0] and raw[6] == 1 and torch.equal(raw[:6], narrow[:6])
 
 
 @pytest.fixture(scope="module")

@@ -260,10 +260,12 @@ def test_presets_on_a_network():
         runs.add(str(tokens.tolist()))
         alone = dd.generate(model, batch.rows(torch.tensor([2])), sampler("dd_vla", **knobs), seed=[3])[0]
         assert torch.equal(alone[0], tokens[2]) and torch.equal(tokens[batch.given], batch.tokens[batch.given])
-        if "rescore" not in knobs:
-            cached, cost = dd.generate(model, batch, sampler("dd_vla", **knobs, cache="prefix"), seed=[1, 2, 3, 4])
-            assert torch.equal(cached, tokens) and cost.fed < info.fed and info.nfe == 12
+        cached, cost = dd.generate(model, batch, sampler("dd_vla", **knobs, cache="prefix"), seed=[1, 2, 3, 4])
+        assert torch.equal(cached, tokens) and cost.fed < info.fed and info.nfe == cost.nfe
+        assert info.nfe == 12 or "rescore" in knobs
     assert len(runs) == 6
+    with pytest.raises(ValueError, match="copies of a row cannot share this cache"):
+        dd.generate(model, batch, sampler("dd_vla", **knobs, rescore="loo", cache="approximate_dual"), seed=1)
 
 
 def test_released_behaviour():

@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
+from discdiff.models.adapted import adapted
 from discdiff.models.auto import load_network, network_type
 from discdiff.models.cache import KVCache
 from discdiff.models.config import DiscDiffConfig, NetworkConfig
@@ -26,6 +27,7 @@ __all__ = [
     "KVCache",
     "Network",
     "NetworkConfig",
+    "adapted",
     "load_network",
     "network_type",
 ]

@@ -16,6 +16,7 @@ from discdiff.layout.vocab import SPECIALS
 from discdiff.models import loading
 from discdiff.models.cache import KVCache
 from discdiff.models.config import NetworkConfig, as_json, check_count, check_memory
+from discdiff.models.features import Features
 from discdiff.models.hosts import (
     Family,
     as_values,
@@ -28,6 +29,7 @@ from discdiff.models.hosts import (
     with_rows,
 )
 from discdiff.models.network import Network
+from discdiff.models.told import told
 from discdiff.noise import MASK, Noise
 
 TAIL = 8  # columns behind a head with a bias: zeros, then the bias; a multiple of 8, as matrix units like it
@@ -40,13 +42,14 @@ class HostedConfig(NetworkConfig):
     """What a `HostedModel` is made of.
 
     host: the configuration of the stock model, a JSON dictionary with its own vocab_size, so many rows its tables have
-    when it is given back. Raises ValueError as `NetworkConfig` does, for an architecture that is not supported and for
-    more slots than the host has positions.
+    when it is given back. features: what it is told that is no token, as of `DiscDiffConfig`. Raises ValueError as
+    `NetworkConfig` does, for an architecture that is not supported and for more slots than the host has positions.
     """
 
     model_type = "discdiff_hosted"
 
     host: dict[str, Any] | None = None
+    features: dict[str, Any] | None = None
     tie_word_embeddings: bool = False  # of the wrapper, which ties nothing; the host ties what its own says
 
     @property
@@ -73,7 +76,8 @@ class HostedConfig(NetworkConfig):
         """Raise ValueError for a value that cannot be."""
         if self.host is None:  # transformers makes one without arguments to learn the defaults
             return super().check()
-        self.host = as_json("host", self.host)
+        self.host, self.features = as_json("host", self.host), as_json("features", self.features)
+        told(self.features)
         config = self.host_config
         super().check()
         checked("time_conditioning", self.time_conditioning, not self.time_conditioning, "a stock model takes no time")
@@ -126,6 +130,7 @@ class HostedModel(Network):
         self._window = self.family.window(host.config)
         self._first = self.family.first_position(host.config)
         self._openness, self.openness_seed = 1.0, 0
+        self.features = Features(config.features, config.hidden_size) if config.features else None
         self.post_init()
 
     @classmethod
@@ -199,7 +204,11 @@ class HostedModel(Network):
         place = positions(batch)
         mask, ids = self._mask(batch, place), place + self._first
         trunk, more = getattr(self.host, self.family.trunk), {"use_cache": False} if self.family.decoder else {}
-        x = trunk(input_ids=batch.tokens, attention_mask=mask, position_ids=ids, **more).last_hidden_state
+        if self.features is None:
+            given = {"input_ids": batch.tokens}
+        else:
+            given = {"inputs_embeds": self.features(self.tables[0](batch.tokens), batch, None)}
+        x = trunk(**given, attention_mask=mask, position_ids=ids, **more).last_hidden_state
         if self.family.transform is not None:
             x = self.family.transform(self.host, x)
         return x if self._bias is None else F.pad(F.pad(x, (0, TAIL - 1)), (0, 1), value=1.0)
@@ -222,7 +231,8 @@ class HostedModel(Network):
         return self
 
     def to_host(self) -> Any:
-        """The stock model, its tables cut to the rows it came with; all other weights are shared with this one.
+        """The stock model, its tables cut to the rows it came with; all other weights are shared with this one. What it is told
+        besides tokens stays behind.
 
         Raises ValueError while it carries LoRA adapters.
         """

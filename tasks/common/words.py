@@ -56,6 +56,15 @@ class Lexicon:
             checked("labels", same[:3], not same, "only letters, digits, - and ' are read, in lower case: rename them")
         return cls.of(said, longest)
 
+    @property
+    def size(self) -> int:
+        """Ids that there are."""
+        return len(self.words)
+
+    def count(self, caption: str) -> int:
+        """Ids of a caption."""
+        return len(split(caption))
+
     def ids(self, captions: Sequence[str]) -> Tensor:
         """Captions to ids (n, length), cut or filled."""
         table = {word: i for i, word in enumerate(self.words)}

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +107,7 @@ def train(prog: str, argv: Sequence[str]) -> None:
     sections = {"data": Data, "policy": Policy, "loss": Loss, "training": Training, "output": PolicyOutput}
     chosen = parse(prog, argv, sections)
     data, wanted, loss, folder = chosen["data"], chosen["policy"], chosen["loss"], Path(chosen["output"].out)
-    usual = Loss(jitter=loss.jitter) if wanted.method == "autoregressive" else Loss()
-    plain = wanted.method == "masked" or loss == usual
-    remedy = f"width, weight and distance are of masked tokens, jitter of tokens, not of {wanted.method}"
-    checked("loss", asdict(loss), plain, remedy)
+    loss.check(wanted.method)
     parts = {"data": data, "policy": wanted, "loss": loss}
     text = json.dumps({name: to_dict(part) for name, part in parts.items()}, indent=2) + "\n"
     if (folder / "model").is_dir() or folder.with_name(f"{folder.name}_training").is_dir():
@@ -121,7 +117,7 @@ def train(prog: str, argv: Sequence[str]) -> None:
     policy = untrained(wanted, shown, chosen["training"].seed)
     name = WORLD if data.data == WORLD else Path(data.data).resolve().name
     policy = dataclasses.replace(policy, statistics={name: policy.tokenizer.normaliser.statistics})
-    told = f"{len(policy.lexicon.words) - 2} words, {sum(p.numel() for p in policy.model.parameters()):,} parameters"
+    told = f"{policy.lexicon.size:,} words, {sum(p.numel() for p in policy.model.parameters()):,} parameters"
     print(f"{len(shown):,} episodes of {sum(map(len, shown)):,} frames, {told}", flush=True)
     write_atomically(folder / RECIPE, text.encode("utf-8"))
     fit(policy, shown, chosen["training"], folder, loss, resume="auto")

@@ -19,10 +19,13 @@ from discdiff.scores.values import SPREADS
 from tasks.common.words import Lexicon
 from tasks.vla.continuous import CONTINUOUS, NOISY
 from tasks.vla.episodes import Episode
+from tasks.vla.spoken import Spoken
+from tokenizers_vq.action.normalise import MODES
 
 METHODS = ("masked", "autoregressive", *CONTINUOUS)
 SAY, STATE, VIEW, ACTION = "instruction", "state", "view", "action"
 GRID = (4, 4)  # slots of a picture
+SIZES = ("hidden_size", "num_layers", "num_heads")
 READ = ("expectation", "mode", "argmax", "near", "token")
 UNUSED = {  # fields of `Decoding`, by method
     "masked": (),
@@ -38,7 +41,10 @@ class Policy:
     arXiv 2502.19645) and flow (flow matching). chunk: actions made at once; codebook_size: levels of a number; packed: one
     slot per step of a chunk, not per number (masked); proprio: leading numbers of the state that it is told, 0 for all;
     picture: width of the picture it is shown, 0 for none; words: of an instruction at most, 0 for those of the longest one
-    it is trained on; hidden_size, num_layers, num_heads: its size.
+    it is trained on; hidden_size, num_layers, num_heads: its size. base: a folder or hub name of a text checkpoint, masked
+    diffusion or stock, whose network, size, tokenizer and words it begins with, "" for a network of its own. scaling: of
+    actions to [-1, 1], by the "range" of the demonstrations, its "quantile" (1 and 99 %, what lies beyond is cut) or
+    "mean_std"; raw: dimensions of them that lie in [-1, 1] and stay as they are, such as a gripper's.
     """
 
     method: str = "masked"
@@ -51,6 +57,9 @@ class Policy:
     num_layers: int = 3
     num_heads: int = 4
     words: int = 0
+    base: str = ""
+    scaling: str = "range"
+    raw: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         checked("method", self.method, self.method in METHODS, f"choose from {', '.join(METHODS)}")
@@ -59,6 +68,14 @@ class Policy:
         checked("words", self.words, self.words >= 0, "words of an instruction, 0 for those of the longest one")
         fits = self.picture == 0 or (self.picture >= 16 and self.picture & (self.picture - 1) == 0)
         checked("picture", self.picture, fits, "0, or a power of 2 from 16 on")
+        object.__setattr__(self, "raw", tuple(self.raw))
+        checked("scaling", self.scaling, self.scaling in MODES, f"choose from {', '.join(MODES)}")
+        checked("base", self.base, not self.base or self.method == "masked", "masked policies begin with a checkpoint")
+        for name in SIZES if self.base else ():
+            usual = type(self).__dataclass_fields__[name].default
+            checked(
+                name, getattr(self, name), getattr(self, name) == usual, f"it is that of {self.base!r}: leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,8 @@ class Decoding:
         checked("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or above")
         twice = sorted({"steps", "temperature"} & set(self.knobs))
         checked("knobs", twice, not twice, "they have fields of their own")
+        own = sorted({"score", "noise"} & set(self.knobs)) if self.rank else []
+        checked("knobs", own, not own, f"rank {self.rank!r} is another order than they are of: leave out one or the other")
         alike = self.sampler == "edlm" and self.temperature == 0
         checked("temperature", self.temperature, not alike, "an energy would choose among equal candidates: give 1")
 
@@ -114,10 +133,13 @@ class Scale:
 
     @classmethod
     def of(cls, state: np.ndarray) -> Scale:
-        """Of states (frames, dim): mean, and deviation or, where that is below 1e-3 of the largest, 1."""
+        """Of states (frames, dim), which may have units of their own: mean, and deviation or, where that is below 1e-6 of the
+        largest deviation or of the dimension's own numbers, 1.
+        """
         deep = state.astype(np.float64)
         spread = deep.std(0)
-        return cls(tuple(deep.mean(0)), tuple(np.where(spread > 1e-3 * spread.max(), spread, 1.0)))
+        floor = 1e-6 * np.maximum(np.abs(deep).max(0), spread.max())
+        return cls(tuple(deep.mean(0)), tuple(np.where(spread > floor, spread, 1.0)))
 
     def __call__(self, state: Tensor) -> Tensor:
         """States (n, dim) to about [-1, 1], cut at 5."""
@@ -125,9 +147,11 @@ class Scale:
         return ((state.double() - middle) / spread).clamp(-5, 5).float()
 
 
-def layout_of(settings: Policy, dim: int, lexicon: Lexicon) -> Layout:
-    """[instruction | state | view | action]; only the actions are noised, and nothing before them sees them."""
-    vocab = VocabLayout(len(lexicon.words), (Modality(ACTION, settings.codebook_size, dim),))
+def layout_of(settings: Policy, dim: int, lexicon: Lexicon | Spoken, text: VocabLayout | None = None) -> Layout:
+    """[instruction | state | view | action]; only the actions are noised, and nothing before them sees them. text: the
+    vocabulary of a checkpoint, to which the actions are appended.
+    """
+    vocab = (text or VocabLayout(lexicon.size)).extend(Modality(ACTION, settings.codebook_size, dim))
     segments = [Segment(SAY, "text", (lexicon.length,), noised=False), Segment(STATE, "text", (1,), noised=False)]
     if settings.picture:
         segments.append(Segment(VIEW, "text", (GRID[0] * GRID[1],), noised=False))
@@ -137,15 +161,20 @@ def layout_of(settings: Policy, dim: int, lexicon: Lexicon) -> Layout:
     return Layout(vocab, tuple(segments), attention="causal" if causal else "prefix", packed=packed)
 
 
-def config_of(settings: Policy, layout: Layout, states: int) -> DiscDiffConfig:
-    """The network's configuration; states: numbers of a state that it is told."""
+def features_of(settings: Policy, layout: Layout, states: int) -> dict[str, Any]:
+    """What the network is told that is no token; states: numbers of a state."""
     features: dict[str, Any] = {STATE: {"segment": STATE, "shape": [states]}}
     if settings.picture:
         size = settings.picture
         features[VIEW] = {"segment": VIEW, "shape": [3, size, size], "grid": list(GRID)}
-    dim = layout.depth(layout.segments[-1])
     if settings.method == "flow":
-        features[NOISY] = {"segment": ACTION, "shape": [settings.chunk, dim]}
+        features[NOISY] = {"segment": ACTION, "shape": [settings.chunk, layout.depth(layout.segments[-1])]}
+    return features
+
+
+def config_of(settings: Policy, layout: Layout, states: int) -> DiscDiffConfig:
+    """The configuration of a network of its own."""
+    dim, features = layout.depth(layout.segments[-1]), features_of(settings, layout, states)
     return DiscDiffConfig(
         vocab=json.loads(layout.vocab.to_json()), layout=to_dict(layout), hidden_size=settings.hidden_size,
         num_layers=settings.num_layers, num_heads=settings.num_heads, initializer_range=settings.hidden_size**-0.5,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +20,14 @@ from discdiff.energy import LearnedEnergy
 from discdiff.kernels import Commit, Recheck
 from discdiff.kernels.valued import VALUE, Valued
 from discdiff.layout import Layout, TokenBatch, make_batch
-from discdiff.models import DiscDiffModel
+from discdiff.models import load_network
 from discdiff.report import Trace, record
 from discdiff.report.pictures import write_atomically
 from discdiff.sampling import Grid, Sampler, sampler
 from discdiff.scores import Concentrated, Score
 from discdiff.values import CodeValues
-from tasks.common.improve import ENERGY, LEARNED, chosen_grid, grids_in, load_learned, save_grid
-from tasks.common.words import Lexicon, split
+from tasks.common.improve import ENERGY, GRIDS, LEARNED, chosen_grid, grids_in, load_learned, save_grid
+from tasks.common.words import Lexicon
 from tasks.vla.continuous import CONTINUOUS, ContinuousModel, regressed
 from tasks.vla.design import (
     ACTION,
@@ -41,20 +42,22 @@ from tasks.vla.design import (
     Policy,
     Scale,
     config_of,
+    features_of,
     layout_of,
     told_state,
 )  # fmt: skip
+from tasks.vla.spoken import TEXT, Spoken
 from tokenizers_vq.action.bins import ActionBins
 from tokenizers_vq.action.normalise import ActionStatistics, Normaliser, read_statistics, write_statistics
 from tokenizers_vq.auto import load_tokenizer
 
 __all__ = [
     "ACTION", "GRID", "METHODS", "NOISY", "READ", "SAY", "STATE", "VIEW",
-    "ActionPolicy", "Decoding", "Policy", "Scale", "config_of", "layout_of", "told_state",
+    "ActionPolicy", "Decoding", "Policy", "Scale", "config_of", "features_of", "layout_of", "told_state",
 ]  # fmt: skip
 
 TASK, MODEL, TOKENIZER, STATISTICS, CONFIG = "task.json", "model", "tokenizer", "dataset_statistics.json", "config.json"
-_PARTS = ("lexicon", "scale", "policy", "decoding")
+_PARTS = ("scale", "policy", "decoding")
 
 
 def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
@@ -88,7 +91,7 @@ class ActionPolicy:
 
     model: Any
     tokenizer: ActionBins
-    lexicon: Lexicon
+    lexicon: Lexicon | Spoken
     scale: Scale
     settings: Policy
     decoding: Decoding = Decoding()
@@ -103,7 +106,9 @@ class ActionPolicy:
     @property
     def layout(self) -> Layout:
         """Of its rows."""
-        return layout_of(self.settings, self.tokenizer.config.dim, self.lexicon)
+        own = self.model.vocab if self.settings.base else None  # of a checkpoint, with the actions behind its ids
+        text = own and dataclasses.replace(own, modalities=own.modalities[:-1])
+        return layout_of(self.settings, self.tokenizer.config.dim, self.lexicon, text)
 
     @property
     def values(self) -> CodeValues:
@@ -137,13 +142,17 @@ class ActionPolicy:
         checked("state", seen.shape, seen.shape == (n, dim), f"give ({n}, {dim}): one row per instruction")
         bad = ~np.isfinite(seen)
         checked("state", int(bad.sum()), not bad.any(), "numbers that are not finite: leave such observations out")
-        long = [each for each in instruction if len(split(each)) > room]
+        long = [each for each in instruction if self.lexicon.count(each) > room]
         checked("instruction", long[:1], not long, f"at most {room} words are read: train with Policy(words=...)")
-        tokens = torch.full((n, self.layout.length), self.layout.vocab.mask)
-        tokens[:, self.layout.columns(SAY)] = self.lexicon.ids(instruction)
+        layout, said = self.layout, self.lexicon.ids(instruction)
+        tokens, there = (
+            torch.full((n, layout.length), layout.vocab.mask),
+            torch.ones(n, layout.length, dtype=torch.bool),
+        )
+        tokens[:, layout.columns(SAY)], there[:, layout.columns(SAY)] = said.clamp(min=0), said >= 0
         for name in (STATE, VIEW):
-            if name in self.layout.names:
-                tokens[:, self.layout.columns(name)] = 0
+            if name in layout.names:
+                tokens[:, layout.columns(name)] = 0
         features = {STATE: self.scale(torch.from_numpy(seen))}
         size = self.settings.picture
         checked("pictures", pictures is not None, bool(size) or pictures is None, "this policy is shown none")
@@ -152,7 +161,7 @@ class ActionPolicy:
             fits = given == ((n, size, size, 3), "uint8")
             checked("pictures", given, fits, f"give uint8 ({n}, {size}, {size}, 3)")
             features[VIEW] = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2)
-        return make_batch(self.layout, tokens, features=features)
+        return make_batch(layout, tokens, valid=None if bool(there.all()) else there, features=features)
 
     @torch.no_grad()
     def predict_action(
@@ -239,7 +248,8 @@ class ActionPolicy:
                 "left_to_right", process_of(self.model), temperature=how.temperature, cache="block", block=1
             )
             return dataclasses.replace(built, kernel=Valued(built.kernel, self.values, how.read, how.window))
-        knobs = {"steps": how.steps, "temperature": how.temperature, "cache": "prefix", **how.knobs}
+        cache = "prefix" if self.model.caches else "none"
+        knobs = {"steps": how.steps, "temperature": how.temperature, "cache": cache, **how.knobs}
         if isinstance(name := knobs.get("energy"), str):
             checked("energy", name, name == LEARNED, f"give {LEARNED!r}, or from Python any energy")
             checked("energy", name, self.energy is not None, "there is none yet: python -m tasks.vla energy learns one")
@@ -250,8 +260,13 @@ class ActionPolicy:
         return dataclasses.replace(built, kernel=Valued(kernel, self.values, how.read, how.window, how.nearest))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """model/, tokenizer/, task.json, and what else there is: dataset_statistics.json, energy/, grids/."""
+        """model/, tokenizer/, task.json, and what else there is: text/ (the tokenizer of a text checkpoint),
+        dataset_statistics.json, energy/, grids/; an energy and grids of other weights that lie there are removed.
+        """
         folder = Path(folder)
+        for name, held in ((ENERGY, self.energy), (GRIDS, self.grids)):
+            if not held:
+                shutil.rmtree(folder / name, ignore_errors=True)
         self.model.save_pretrained(folder / MODEL)
         self.tokenizer.save_pretrained(folder / TOKENIZER)
         if self.statistics:
@@ -260,8 +275,13 @@ class ActionPolicy:
             self.energy.model.save_pretrained(folder / ENERGY)
         for name, grid in self.grids.items():
             save_grid(folder, name, grid)
-        parts = {"lexicon": self.lexicon, "scale": self.scale, "policy": self.settings}
-        stored = {name: to_dict(part) for name, part in parts.items()}
+        parts = {"scale": self.scale, "policy": self.settings}
+        if isinstance(self.lexicon, Spoken):
+            self.lexicon.save_pretrained(folder / TEXT)
+        else:
+            parts = {"lexicon": self.lexicon, **parts}
+        stored: dict[str, Any] = {name: to_dict(part) for name, part in parts.items()}
+        stored |= {"words": self.lexicon.length}
         stored["decoding"] = dataclasses.asdict(self.decoding) | {"knobs": dict(self.decoding.knobs)}
         write_atomically(folder / TASK, (json.dumps(stored, indent=2) + "\n").encode("utf-8"))
 
@@ -273,10 +293,11 @@ class ActionPolicy:
         held = all(name in stored for name in _PARTS)
         checked("folder", str(folder), held, "no policy there: finish python -m tasks.vla train --out it")
         kinds: dict[str, Any] = {"Lexicon": Lexicon, "Scale": Scale, "Policy": Policy}
-        lexicon, scale, settings = (from_dict(stored[name], kinds) for name in _PARTS[:3])
-        network = ContinuousModel if settings.method in CONTINUOUS else DiscDiffModel
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = network.from_pretrained(folder / MODEL).to(device).eval()
+        scale, settings = (from_dict(stored[name], kinds) for name in _PARTS[:2])
+        said = None if settings.base else from_dict(stored["lexicon"], kinds)
+        lexicon = said or Spoken.from_pretrained(folder / TEXT, stored["words"])
+        read = ContinuousModel.from_pretrained if settings.method in CONTINUOUS else load_network
+        model = read(folder / MODEL).to("cuda" if torch.cuda.is_available() else "cpu").eval()
         decoding, file = build(Decoding, stored["decoding"]), folder / STATISTICS
         statistics = {key: read_statistics(file, key) for key in read_json(file)} if file.is_file() else {}
         energy = load_learned(folder) if (folder / ENERGY / CONFIG).is_file() else None
