@@ -21,16 +21,12 @@ from tasks.vla.unified_learning import untrained as unified
 
 TEXTS = [each.task for each in SHOWN]
 SMALL = {"chunk": 4, "codebook_size": 32}
-TALL = {
-    "gpt2": {"n_positions": 128},
-    "bert": {"max_position_embeddings": 128},
-    "llama": {"max_position_embeddings": 128},
-}
+TALL = {"bert": {"max_position_embeddings": 128}, "llama": {"max_position_embeddings": 128}}
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """Folders of text checkpoints: one of the library, three stock models; their tokenizers beside them."""
+    """Folders of text checkpoints: one of the library, two stock models; their tokenizers beside them."""
     root, tokenizer = tmp_path_factory.mktemp("bases"), characters(TEXTS)
     size = max(tokenizer.get_vocab().values()) + 1
     vocab = dd.VocabLayout(size)
