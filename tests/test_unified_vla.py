@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from unified_vla_toy import CHUNK, CODEC, ROUNDS, SHOWN, SMALL, blank, observed, run
+from unified_vla_toy import CHUNK, CODEC, ROUNDS, SHOWN, SMALL, blank, laws_of, observed, run
 
 from discdiff.kernels.valued import VALUE
 from discdiff.scores import Concentrated
@@ -45,15 +45,20 @@ def test_pictures_never_see_actions_but_as_released(attention):  # J1, J3
 @pytest.mark.parametrize("decoding", DECODING)
 @pytest.mark.parametrize(("attention", "caches"), [("paper", ("prefix", "block")), ("released", ("prefix",))])
 def test_caches_change_nothing_at_any_round(attention, caches, decoding):  # J2
-    policy = blank(attention=attention, decoding=decoding)
+    policy = blank(attention=attention, decoding="action" if decoding == "action" else "joint")
     plain, cost = run(policy, decoding, cache="none")
     rounds = ROUNDS.steps * (2 if decoding == "separate" else 1)
+    laws = laws_of(policy, decoding, cache="none")
+    masked = [int(s.free.sum() - s.committed[s.free].sum()) for s in plain[:-1]]
+    heard = [sum(map(len, law.values())) for law in laws]
+    assert len(laws) == rounds and (decoding == "separate" or heard == masked) and sum(heard) > 0
     assert [info.nfe for info in cost] == [0] + [1] * rounds  # one pass a round, whatever is denoised in it
     for knobs in ({}, *({"cache": cache} for cache in caches)):
         states, less = run(policy, decoding, **knobs)
         for a, b in zip(plain, states, strict=True):
             assert torch.equal(a.tokens, b.tokens) and torch.equal(a.committed, b.committed)
             torch.testing.assert_close(a.memory[VALUE], b.memory[VALUE], atol=1e-9, rtol=0, equal_nan=True)
+        torch.testing.assert_close(laws_of(policy, decoding, **knobs), laws, atol=1e-9, rtol=0)
         assert sum(info.fed for info in less) < sum(info.fed for info in cost)
 
 
@@ -197,13 +202,19 @@ def test_actions_alone():
 
 def test_refused(tmp_path):
     policy, (state, said, pictures) = blank(), observed()
-    for settings, match in (({"attention": "full"}, "paper, released"), ({"decoding": "both"}, "joint, separate")):
+    apart = {"attention": "released", "decoding": "separate"}
+    assert Unified(attention="released").decodings == ("joint", "separate")
+    for settings, match in (
+        ({"attention": "full"}, "paper, released"),
+        ({"decoding": "both"}, "joint, separate"),
+        (apart, "actions that separate decoding makes later"),
+    ):
         with pytest.raises(ValueError, match=match):
             Unified(**settings)
     with pytest.raises(ValueError, match="multiples of 4"):
         blank(width=10)
-    for own in (Policy(method="parallel"), Policy(picture=16)):
-        with pytest.raises(ValueError, match="method and picture"):
+    for own in (Policy(method="parallel"), Policy(picture=16), Policy(base="checkpoint")):
+        with pytest.raises(ValueError, match="method, picture and base"):
             untrained(Unified(), SHOWN, policy.pictures, 0, own)
     for args, match in (
         ((state, said, pictures[:, :4]), r"give uint8 \(n, 8, 8, 3\)"),

@@ -88,6 +88,9 @@ def test_what_is_minimised():
     assert joint.masker.weights == apart.masker.weights == {ACTION: 1.0, FUTURE: 0.25}
     assert alone.masker.weights == {ACTION: 1.0} and (joint.masker.turns, apart.masker.turns) == (False, True)
     assert joint.ordinal is not None and joint_objective(blank(), Loss(0.0, 0.0)).ordinal is None
+    for own in (Loss(weights="elbo"), Loss(full=0.1)):
+        with pytest.raises(ValueError, match="masked by MaskGIT's ratios"):
+            joint_objective(blank(), own)
 
 
 def test_errors_of_pictures_are_measured_against_the_truth():

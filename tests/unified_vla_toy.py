@@ -1,12 +1,14 @@
 """A bright block that goes round a dark board, and unified policies small enough for a test of it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
+from discdiff.denoisers.wrappers import Wrapper
 from tasks.vla.episodes import Episode
-from tasks.vla.policy import Decoding, Policy
+from tasks.vla.policy import ActionPolicy, Decoding, Policy
 from tasks.vla.unified_design import Unified
 from tasks.vla.unified_learning import untrained
 from tasks.vla.unified_pictures import seen_by
@@ -50,6 +52,53 @@ def observed(count=3):
     """States, instructions and pictures of the first frames of some episodes."""
     some = SHOWN[:count]
     return np.stack([e.state[0] for e in some]), [e.task for e in some], np.stack([seen_by(e)[0] for e in some])
+
+
+@dataclass(frozen=True)
+class Noting(Wrapper):
+    """A denoiser that notes the law of every masked position that a round may change, by the alphabet it is of."""
+
+    laws: list
+
+    def __call__(self, state, step):
+        said = self.inner(state, step)
+        sites = (state.free & ~state.committed & (step.s < step.t)).flatten().nonzero()[:, 0]
+        kind = state.batch.layout.tables().alphabet[state.batch.slot.flatten()[sites]]
+        self.laws.append({n: said.log_probs(sites[kind == n]) for n in kind.unique().tolist()})
+        return said
+
+
+@dataclass(frozen=True)
+class Overheard:
+    """A kernel whose denoiser is `Noting`."""
+
+    inner: Any
+    laws: list
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __call__(self, denoiser, state, step, noise):
+        return self.inner(Noting(denoiser, self.laws), state, step, noise)
+
+
+@dataclass(frozen=True, eq=False)
+class Told(ActionPolicy):
+    """A policy that notes the laws of every round."""
+
+    laws: list = None
+
+    def sampler_of(self, how):
+        built = super().sampler_of(how)
+        return replace(built, kernel=Overheard(built.kernel, self.laws))
+
+
+def laws_of(policy, decoding, **knobs):
+    """What the network says in every round of all positions that are masked and may change in it."""
+    laws, told = [], policy.told
+    told = Told(**{name: getattr(told, name) for name in told.__dataclass_fields__}, laws=laws)
+    run(replace(policy, told=told), decoding, **knobs)
+    return laws
 
 
 def run(policy, decoding, rounds=ROUNDS, count=3, **knobs):

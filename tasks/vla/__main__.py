@@ -1,5 +1,5 @@
 """python -m tasks.vla tokenizer fit bins|dct|fast|chunks, and evaluate: codes for robot actions; collect|train|evaluate|sample
-|energy|distill|serve: a policy that makes them.
+|energy|distill|serve: a policy that makes them; unified train|evaluate: one that foresees the picture after them, too.
 
 python -m tasks.vla tokenizer fit fast --scale 10 --out runs/actions           # of a small world's expert
 python -m tasks.vla tokenizer fit bins --source demos.npz --chunk 8 --raw 6    # action (frames, 7), episode_index (frames,)
@@ -16,6 +16,8 @@ python -m tasks.vla evaluate runs/robot --tasks drawer-open,push
 python -m tasks.vla energy runs/robot                                          # of whole chunks; evaluate --sampler edlm ...
 python -m tasks.vla distill runs/robot --steps 4                               # times of few rounds; evaluate --grid kl_4
 python -m tasks.vla serve runs/robot --port 8000 --steps 4                     # POST /act, one observation to one chunk
+python -m tasks.vla unified train --data runs/demonstrations --proprio 4 --out runs/unified     # demonstrations with pictures
+python -m tasks.vla unified evaluate runs/unified --tasks drawer-open,push --decoding separate
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from functools import partial
 from transformers.utils.logging import disable_progress_bar
 
 from discdiff.cli import commands, guarded
-from tasks.vla import judged, tokenizer
+from tasks.vla import judged, tokenizer, unified_commands
 from tasks.vla.commands import collect, train
 from tasks.vla.improve import distill, energy
 from tasks.vla.serve import serve
@@ -43,6 +45,7 @@ MAIN = commands(
         "energy": energy,
         "distill": distill,
         "serve": serve,
+        "unified": {"train": unified_commands.train, "evaluate": unified_commands.evaluate},
     },
 )
 

@@ -77,7 +77,7 @@ class Loss:
     def check(self, method: str) -> None:
         """Raise ValueError for a field that a method does not know and that is not as it is by default."""
         usual = Loss(jitter=self.jitter) if method == "autoregressive" else Loss()
-        remedy = f"jitter is of tokens, all else of masked ones, none of {method}: leave it as it is"
+        remedy = f"jitter is of tokens, all else of masked tokens, nothing of {method}: leave it as it is"
         checked("loss", asdict(self), method == "masked" or self == usual, remedy)
 
 

@@ -130,14 +130,18 @@ class UnifiedPolicy:
             made = torch.where(cells, channels_first(pictures), made)
         return made.permute(0, 2, 3, 1).numpy()
 
+    def decoded_by(self, decoding: str | None = None) -> str:
+        """How it is decoded where nothing or this is asked for. Raises ValueError for what its weights cannot be decoded by."""
+        known, asked = self.settings.decodings, decoding or self.settings.decoding
+        checked("decoding", asked, asked in known, f"this policy is decoded by {' or '.join(map(repr, known))}")
+        return asked
+
     def run(
         self, batch: TokenBatch, seeds: Sequence[int], decoding: str | None = None, rounds: Decoding | None = None
     ) -> Iterator[tuple[State, Info]]:
         """The states of `rows` at the start and after every round, and what each round cost."""
-        known, decoding = self.settings.decodings, decoding or self.settings.decoding
-        checked("decoding", decoding, decoding in known, f"this policy is decoded by {' or '.join(map(repr, known))}")
         how, clock = rounds or self.told.decoding, None
-        if decoding == "separate":
+        if self.decoded_by(decoding) == "separate":
             how, clock = replace(how, steps=2 * how.steps), Windows({FUTURE: (1.0, 0.5), ACTION: (0.5, 0.0)})
         how = replace(how, knobs={"cache": CACHE[self.settings.attention], **how.knobs})
         built = self.told.sampler_of(how)
@@ -156,8 +160,8 @@ class UnifiedPolicy:
     def from_pretrained(cls, folder: str | Path) -> UnifiedPolicy:
         """Raises ValueError for a folder that holds no such policy."""
         folder = Path(folder)
-        held = (folder / SETTINGS).is_file()
-        checked("folder", str(folder), held, "no unified policy there: unified_learning.fit writes one")
+        held, remedy = (folder / SETTINGS).is_file(), "finish python -m tasks.vla unified train --out it"
+        checked("folder", str(folder), held, f"no unified policy there: {remedy}")
         settings = build(Unified, read_json(folder / SETTINGS))
         return cls(ActionPolicy.from_pretrained(folder / ACTIONS), load_tokenizer(folder / PICTURES), settings)
 

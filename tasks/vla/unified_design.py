@@ -21,6 +21,8 @@ class Unified:
     them, so that no picture ever sees an action) or "released" (both pictures and the actions are one block in which
     everything sees everything). decoding, which is also what is trained for: "joint" (future picture and actions in the same
     rounds), "separate" (first the whole picture, then the actions) or "action" (actions alone, without a future picture).
+    "released" and "separate" together are refused: trained apart, a picture that sees the actions learns beside whole ones,
+    which separate decoding only makes later; trained jointly, such a policy is decoded either way.
     keep: a cell of a predicted picture whose codes are those of what is seen keeps what is seen, so that what codes cannot
     tell stays there; False: what the codes stand for everywhere. width: of the pictures.
     """
@@ -34,6 +36,9 @@ class Unified:
         checked("attention", self.attention, self.attention in ATTENTION, f"choose from {', '.join(ATTENTION)}")
         checked("decoding", self.decoding, self.decoding in DECODING, f"choose from {', '.join(DECODING)}")
         checked("width", self.width, self.width >= 1, "pixels, at least 1")
+        way = (self.attention, self.decoding)
+        remedy = "its picture would learn from actions that separate decoding makes later: take 'joint' or 'paper'"
+        checked("attention and decoding", way, way != ("released", "separate"), remedy)
 
     @property
     def foresees(self) -> bool:

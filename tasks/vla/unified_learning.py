@@ -94,11 +94,13 @@ def untrained(
 ) -> UnifiedPolicy:
     """A policy with its first weights, and everything that `learning.untrained` takes from demonstrations.
 
-    Raises ValueError as that does, and for a `policy` that is not masked or has a picture of its own.
+    Raises ValueError as that does, and for a `policy` that is not masked, has a picture of its own, or begins with a
+    checkpoint.
     """
     policy = policy or Policy()
-    kind = (policy.method, policy.picture)
-    checked("method and picture", kind, kind == ("masked", 0), "give Policy(method='masked', picture=0)")
+    kind = (policy.method, policy.picture, policy.base)
+    remedy = "leave them out: it is masked, of a network of its own, and Unified(width=...) says how wide pictures are"
+    checked("method, picture and base", kind, kind == ("masked", 0, ""), remedy)
     told = learning.untrained(policy, episodes, seed)
     layout = layout_of(settings, told.layout, pictures)
     config = config_of(policy, layout, len(told.scale.middle))
@@ -114,8 +116,10 @@ def world_objective() -> Elbo:
 
 def joint_objective(policy: UnifiedPolicy, loss: Loss, vision: float = VISION) -> Elbo:
     """Of the second stage: future picture and actions, each hidden at its own ratio, in turns for separate decoding; ordinal
-    losses are of the actions.
+    losses are of the actions. Raises ValueError for a loss that masks in a way of its own.
     """
+    way, usual = (loss.weights, loss.full), (Loss.weights, Loss.full)
+    checked("weights, full", way, way == usual, f"every part is masked by MaskGIT's ratios: leave them at {usual}")
     weights = {ACTION: 1.0} | ({FUTURE: vision} if policy.settings.foresees else {})
     masker = Apart(weights, turns=policy.settings.decoding == "separate")
     goal: Elbo = replace(learning.objective_of(policy.told, loss), masker=masker)

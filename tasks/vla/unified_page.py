@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +11,38 @@ import torch
 
 from discdiff.report import ImageView, Report, image_grid
 from discdiff.report import record as traced
+from tasks.vla import page
 from tasks.vla.episodes import Episode
 from tasks.vla.lerobot import windows
+from tasks.vla.rollout import Rollout
 from tasks.vla.unified import UnifiedPolicy
 from tasks.vla.unified_design import FUTURE
 from tasks.vla.unified_pictures import Looked, seen_by
 
+TRIED = ("success", "success_low", "success_high", "length", "calls")
 ROWS, GREY = 10, 128  # moments that are shown; no change
 COLUMNS = ("seen", "foreseen", "true", "foreseen change", "true change")
 
 
 def write(
-    file: Path, policy: UnifiedPolicy, decoding: str, figures: Mapping[str, Any], found: Looked, episode: Episode
-) -> Path:
+    file: Path, policy: UnifiedPolicy, decoding: str, figures: Mapping[str, Any], found: Looked, episode: Episode,
+    by_task: Mapping[str, Mapping[str, float]] | None = None, tried: Sequence[Rollout] = (),
+    logs: Mapping[str, Path] | None = None,
+) -> Path:  # fmt: skip
     """Write the page: figures by name, `found` of `unified_pictures.foreseen`, and the middle frame of an episode, whose future
-    picture is shown round by round.
+    picture is shown round by round; by_task: figures of episodes that were tried; of those whose frames were kept a GIF each,
+    in episodes/ beside the page; logs: of trainings, by name.
     """
     settings, rounds = policy.settings, policy.told.decoding.steps
     each = " for each part" if decoding == "separate" else ""
     said = f"{decoding} decoding in {rounds} rounds{each}, chunks of {policy.told.settings.chunk} actions"
     report = Report("Robot policy that foresees", f"{said}, {settings.attention} attention")
     report.figures(figures)
+    if by_task:
+        rows = [(task, *(each[n] for n in TRIED)) for task, each in by_task.items()]
+        report.heading("Tasks").table(rows, ("task", "success", "low", "high", "steps", "calls"))
+    if kept := [r for r in tried if r.frames is not None]:
+        report.heading("Episodes").html(page._moving(file.with_name("episodes"), kept))
     if found.made.future is not None:
         report.heading("The picture after a chunk")
         report.text(
@@ -45,6 +56,11 @@ def write(
         if policy.pictures.depth == 1:
             report.heading("A picture and a chunk appear")
             _appear(report, policy, decoding, episode)
+    curves = {name: list(zip(*curve)) for name, log in (logs or {}).items() if len(curve := page._curve(log)) > 1}
+    if curves:
+        report.heading("Training")
+    for name, (steps, loss) in curves.items():
+        report.curve({"loss": (steps, loss)}, "step", "loss", name)
     return report.save(file)
 
 

@@ -22,6 +22,10 @@ from tasks.vla.unified import Foreseen, UnifiedPolicy, channels_first
 from tasks.vla.unified_design import FUTURE, IMAGE, PICTURE
 from tokenizers_vq.image import ImageTokenizer, ImageTokenizerConfig, from_bytes
 
+CODEC: dict[str, Any] = {  # of a tokenizer's configuration, where nothing else is said: 8 x 8 codes of 64 x 64
+    "width": 32, "blocks": 1, "strides": (2, 2, 2), "code_dim": 16, "codebook_size": 256, "pixel": "l2",
+}  # fmt: skip
+
 
 class Looked(NamedTuple):
     """What a policy foresees at some frames of demonstrations, the pictures seen there and the true ones after the chunk, both
@@ -63,6 +67,11 @@ def moments(episodes: Iterable[Episode], chunk: int) -> tuple[Tensor, Tensor]:
     return torch.cat(now), torch.cat(after)
 
 
+def blank(seed: int, **config: Any) -> ImageTokenizer:
+    """A tokenizer with its first weights; config: of `ImageTokenizerConfig`, what differs from `CODEC`."""
+    return build(ImageTokenizerConfig(**(CODEC | config)), seed)
+
+
 def fit_pictures(
     episodes: Iterable[Episode],
     training: TrainingSettings,
@@ -70,19 +79,9 @@ def fit_pictures(
     resume: str | None = None,
     **config: Any,
 ) -> ImageTokenizer:
-    """A tokenizer of the demonstrations' pictures, 8 x 8 codes of 64 x 64 unless `config` (of `ImageTokenizerConfig`) has other
-    strides; checkpoints in FOLDER_training.
-    """
-    shape = {
-        "width": 32,
-        "blocks": 1,
-        "strides": (2, 2, 2),
-        "code_dim": 16,
-        "codebook_size": 256,
-        "pixel": "l2",
-    } | config
+    """A tokenizer of the demonstrations' pictures, see `blank`, trained; checkpoints in FOLDER_training."""
     seen = channels_first(np.concatenate([seen_by(each) for each in episodes]))
-    tokenizer = build(ImageTokenizerConfig(**shape), training.seed)
+    tokenizer = blank(training.seed, **config)
     fitted: ImageTokenizer = fit(tokenizer, Reconstruction(), training, Items(seen), folder, resume=resume)
     return fitted
 
