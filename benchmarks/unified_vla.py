@@ -8,8 +8,8 @@ Of the world a policy is told the sentence, the hand's place and a picture of 64
 stages, the first of which, the world, takes a third of the budget; `alone` spends all of it on actions. In `out`: data and
 held, demonstrations as LeRobot data sets; pictures, their tokenizer, once for all; NAME_SEED, what was trained;
 cells/METHOD_SEED/DECODING.json, every episode of an evaluation, and the page of what was foreseen beside it. What is there is
-not made again, and a killed training goes on from its last checkpoint. By default, data and tokenizer take about 5 minutes of
-one core, and each seed about 33.
+not made again; a killed recording goes on from its last attempt, a killed training from its last checkpoint. By default, data
+and tokenizer take about 5 minutes of one core, and each seed about 33.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.results import FOLDER, record, same_run
 from benchmarks.unified_vla_table import table
+from benchmarks.vla_data import recorded
 from benchmarks.vla_table import written
 from discdiff.cli import guarded, parse
 from discdiff.config import checked, read_json
@@ -37,8 +38,8 @@ from discdiff.training import TrainingSettings
 from tasks.vla import collect, unified_page
 from tasks.vla.design import Policy
 from tasks.vla.episodes import Episode
-from tasks.vla.lerobot import open_dataset, write
-from tasks.vla.metaworld import CAP, PROPRIO, RATE, Environment, make
+from tasks.vla.lerobot import open_dataset
+from tasks.vla.metaworld import CAP, PROPRIO, Environment, make
 from tasks.vla.rollout import Observations, evaluate
 from tasks.vla.unified import ROUNDS, UnifiedPolicy
 from tasks.vla.unified_design import Unified
@@ -111,8 +112,7 @@ class Bench:
         """Demonstrations with pictures, recorded where they are not there."""
         folder = self.folder / name
         if not folder.is_dir():
-            made = (e for task in self.run.tasks for e in self.collect(task, each, seed=seed, pictures=True))
-            write(folder, made, RATE, robot_type="sawyer")
+            recorded(folder, self.run.tasks, partial(self.collect, episodes=each, seed=seed, pictures=True))
         return list(open_dataset(folder).episodes())
 
     @cached_property

@@ -7,12 +7,11 @@ and flow matching, all of one trunk, data order and budget of processor seconds.
 
 Tracks, methods and decoders are those of `benchmarks.vla_tracks`. In `out`: data/TRACK, the demonstrations as LeRobot data
 sets; policies/TRACK/METHOD_SEED, what was trained; cells/TRACK/METHOD_SEED/DECODER.json, every episode of an evaluation. What
-is there is not made again, and a killed training goes on from its last checkpoint.
+is there is not made again; a killed recording goes on from its last attempt, a killed training from its last checkpoint.
 """
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import tempfile
 import time
@@ -29,16 +28,18 @@ from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.results import same_run
+from benchmarks.vla_data import recorded
 from benchmarks.vla_table import Cell, Cells, tabled, written
 from benchmarks.vla_tracks import METHODS, SENTENCE, SWAPPED, TRACKS, VARIANTS, Swapped, decoders_of, kinds_of
 from discdiff.cli import guarded, parse
 from discdiff.config import checked, read_json
 from discdiff.training import DiffusionTrainer, TrainingSettings
+from tasks.common.improve import fingerprint
 from tasks.vla import collect
 from tasks.vla.episodes import Episode
 from tasks.vla.learning import Loss, Rows, fit, objective_of, untrained
-from tasks.vla.lerobot import open_dataset, write
-from tasks.vla.metaworld import CAP, RATE, Environment, make
+from tasks.vla.lerobot import open_dataset
+from tasks.vla.metaworld import CAP, Environment, make
 from tasks.vla.policy import TASK, ActionPolicy, Decoding
 from tasks.vla.rollout import Observations, evaluate
 from tasks.vla.sentences import said
@@ -120,8 +121,8 @@ class Bench:
             start = time.process_time()
             say = partial(print, f"{source}:", flush=True)
             size: dict[str, Any] = {"pictures": True, "size": of.policy.picture} if of.policy.picture else {}
-            record = partial(self.collect, seed=1000, instruction=of.trained, say=say, **size)
-            write(folder, (each for task in of.tasks for each in record(task, stored)), RATE, robot_type="sawyer")
+            record = partial(self.collect, episodes=stored, seed=1000, instruction=of.trained, say=say, **size)
+            recorded(folder, of.tasks, record)
             say(f"{len(of.tasks)} x {stored} demonstrations, {time.process_time() - start:.0f} processor s")
         data, remedy = open_dataset(folder), f"{str(folder)!r} is of another track: remove it"
         checked("data", len(data), len(data) == stored * len(of.tasks), remedy)
@@ -242,11 +243,10 @@ class Bench:
         for seed in self.run.seeds if self.run.part != "data" else ():
             for method in self.methods(track):
                 policy, training = self.policy(track, method, seed, shown)
-                weights = b"".join(x.detach().cpu().numpy().tobytes() for x in policy.model.state_dict().values())
-                digest = hashlib.sha256(weights).hexdigest()
+                weights = fingerprint(policy.model)
                 for name in decoders_of(track)[method] if self.run.part != "train" else ():
                     for kind in kinds_of(track, method):
-                        self.cell(policy, training, digest, Cell(track, method, seed, name, kind))
+                        self.cell(policy, training, weights, Cell(track, method, seed, name, kind))
 
 
 class _Clock(TrainerCallback):

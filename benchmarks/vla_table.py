@@ -203,8 +203,8 @@ def goals(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]
         near = plain or (track, peer) == ("image10", "parallel")
         low = ">= -3" if near else "> 0" if apart else ""
         against(f"peer {peer}", best["masked"], best[peer], ">= 10" if apart else "", low)
-    left = ("autoregressive", ">= 5" if plain else "", "> 0" if plain else "")
-    against("peer autoregressive", best["masked"], best[left[0]], *left[1:])
+    left = (">= 5", "> 0") if plain or track == "multimodal" else ("", "")
+    against("peer autoregressive", best["masked"], best["autoregressive"], *left)
     for peer in (method for method in methods if method in PEERS):
         against(f"peer {peer}", best["masked"], best[peer])
     if track == "easy10":  # the best of those evaluated: what choosing it there gives is the peer's

@@ -2,8 +2,8 @@
 
 The decoders are not the full product, so that a track of three trainings is evaluated in reasonable time: of the masked
 policies, rounds by read-outs, the public greedy loop ("maskgit") and secondary re-masking ("dd_vla"); where demonstrations
-have several ways, draws as well. "seen": later rounds see the code nearest to the number that was read out; "narrowest first":
-committed by how near to one another the likely numbers lie. On `image10` the place of things and of the goal is seen only.
+have several ways, draws as well. "seen": later rounds see the code nearest to the number that was read out. Other orders are
+those of `benchmarks.vla_rounds`. On `image10` the place of things and of the goal is seen only.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from action_toy import chunks, holes
 from discdiff.training import TrainingSettings
 from tasks.common.fitting import Arrays, Reconstruction, fit
 from tokenizers_vq import check_tokenizer
+from tokenizers_vq.action.base import identity
 from tokenizers_vq.action.chunks import ChunkTokenizer, ChunkTokenizerConfig
 
 X = chunks(512, 8)
@@ -53,6 +54,19 @@ def test_losses_see_only_data():
         tokenizer.losses(garbage, torch.where(mask[..., None], guess, 7.0), mask),
     )
     assert all(torch.equal(a[name], b[name]) for name in ("actions", "velocity"))
+
+
+def test_nothing_to_compare_costs_nothing():
+    """Chunks of a single step have no differences, and padding has nothing: 0, and gradients that are finite."""
+    torch.manual_seed(0)
+    settings = {"chunk": 4, "dim": 2, "statistics": identity(2).to_dict(), "strides": (2,), "width": 8, "code_dim": 4}
+    tokenizer, x = ChunkTokenizer(ChunkTokenizerConfig(**settings, codebook_size=8)), torch.rand(1, 4, 2)
+    out = tokenizer(x, torch.arange(4)[None] < 1)
+    out.loss.backward()
+    assert out.losses["velocity"] == 0 < out.losses["actions"] and bool(out.loss.isfinite())
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in tokenizer.parameters())
+    assert not any(tokenizer.losses(x, 1 - x, torch.zeros(1, 4, dtype=torch.bool)).values())
+    assert min(tokenizer.losses(x, 1 - x).values()) > 0
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,23 @@ def test_a_run_and_what_is_not_made_again(bench, monkeypatch):
     assert "unified, joint against alone, action" in (folder / "results.md").read_text()
 
 
+def test_a_killed_recording_goes_on(bench, monkeypatch):
+    begun = []
+
+    class Watched(Line):
+        def reset(self, seed):
+            begun.append(seed)
+            if len(begun) == 2:
+                raise KeyboardInterrupt
+            return super().reset(seed)
+
+    monkeypatch.setattr(bench, "collect", partial(collect, make=Watched, expert=ahead, say=lambda line: None))
+    with pytest.raises(KeyboardInterrupt):
+        bench.episodes("data", 3, 1000)
+    assert len(bench.episodes("data", 3, 1000)) == 3 and begun == [1000, 1001, 1001, 1002]
+    assert not list(bench.folder.glob("*_parts"))
+
+
 def planted(share, seed=0, milliseconds=5.0, errors=True, seconds=7.0):
     """A cell in which every k-th of ten episodes succeeded."""
     episodes = [{"task": "t", "seed": i, "success": i < 10 * share, "length": 20 + i, "calls": 3} for i in range(10)]

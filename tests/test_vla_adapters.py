@@ -1,6 +1,8 @@
 """A policy behind others' interfaces: the same actions as its own, their shapes and conventions, and what they refuse."""
 
 import ast
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from adapter_toy import CHUNK, DIM, DRAWN, POLICY, RANDOM, SAYS, SIZE, STATE, lerobot_batch, made
 
+from discdiff.energy import TokenEnergy
 from tasks.vla import commands, serve
 from tasks.vla.adapters import LeRobotPolicy, OpenPiPolicy, environments
 from tasks.vla.adapters.pictures import shown
@@ -99,6 +102,79 @@ def test_padded_steps_are_neither_seen_nor_learned(method):
     assert not torch.equal(loss(batch["action"])[0], value)
     with pytest.raises(ValueError, match="begin with no step"):
         loss(batch["action"], action_is_pad=~padded)
+
+
+@pytest.mark.parametrize("method", ["masked", "autoregressive", "parallel", "flow"])
+def test_losses_of_rows_have_the_batchs_mean_and_gradient(method):
+    batch = lerobot_batch(4) | {"action": torch.rand(4, CHUNK, DIM) * 2 - 1}
+    batch["action_is_pad"] = torch.arange(CHUNK) >= torch.tensor([4, 2, 3, 1])[:, None]
+    policy, found = made(method=method), {}
+    for reduction in ("mean", "none"):
+        wrapped = LeRobotPolicy(policy, loss=Loss(0.05, 1.0), seed=3)
+        wrapped.zero_grad()
+        loss, figures = wrapped(batch, reduction=reduction)
+        loss.mean().backward()
+        gradient = torch.cat([w.grad.flatten() for w in wrapped.get_optim_params() if w.grad is not None])
+        found[reduction] = loss.detach(), gradient, figures
+    assert found["mean"][0].shape == () and found["none"][0].shape == (4,) and found["none"][0].std() > 0
+    torch.testing.assert_close(found["none"][0].mean(), found["mean"][0])
+    torch.testing.assert_close(found["none"][1], found["mean"][1], atol=1e-6, rtol=1e-4)
+    assert found["none"][2] == pytest.approx(found["mean"][2], rel=1e-4)
+    with pytest.raises(ValueError, match="mean or none"):
+        LeRobotPolicy(policy)(batch, reduction="sum")
+
+
+def test_a_policy_is_kept_with_its_configuration_and_goes_on_with_new_noise(tmp_path):
+    batch = lerobot_batch() | {"action": torch.rand(2, CHUNK, DIM) * 2 - 1}
+    policy = LeRobotPolicy(
+        made(), seed=5, decoding=DRAWN, n_action_steps=2, loss=Loss(0.1), state=("observation.state",)
+    )
+    first, seen = policy(batch)[0], policy.predict_action_chunk(batch)
+    policy.save_pretrained(tmp_path)
+    again = LeRobotPolicy.from_pretrained(tmp_path)
+    assert again.config == policy.config and (again.calls, again.trained) == (2, 1)
+    loss, chunk = again(batch)[0], again.predict_action_chunk(batch)
+    assert torch.equal(loss, policy(batch)[0]) and not torch.equal(loss, first)
+    assert torch.equal(chunk, policy.predict_action_chunk(batch)) and not torch.equal(chunk, seen)
+    anew = LeRobotPolicy(made(), seed=5, decoding=DRAWN, loss=Loss(0.1))
+    anew.load_state_dict(policy.state_dict())
+    assert torch.equal(anew(batch)[0], policy(batch)[0]) and int(anew.calls) == 4
+    assert LeRobotPolicy.from_pretrained(tmp_path, seed=6).config.seed == 6
+    own = LeRobotPolicy(made(), decoding=replace(DRAWN, knobs={"energy": TokenEnergy(len)}))
+    with pytest.raises(ValueError, match="only Python has"):
+        own.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    (tmp_path / "lerobot.json").write_text("{}")
+    with pytest.raises(ValueError, match="let save_pretrained write it"):
+        LeRobotPolicy.from_pretrained(tmp_path)
+    (tmp_path / "lerobot.json").unlink()
+    assert LeRobotPolicy.from_pretrained(tmp_path).config == LeRobotPolicy(made()).config
+
+
+def test_ranks_share_no_noise(monkeypatch):
+    batch = lerobot_batch() | {"action": torch.rand(2, CHUNK, DIM) * 2 - 1}
+    alone = LeRobotPolicy(POLICY)(batch)[0]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    found = []
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        found.append(LeRobotPolicy(POLICY)(batch)[0])
+    assert len({float(loss.detach()) for loss in (*found, alone)}) == 3
+
+
+def test_processors_are_found_by_name_and_change_nothing():
+    config = LeRobotPolicy(POLICY).config
+    module = sys.modules[type(config).__module__]  # where LeRobot looks
+    before, behind = getattr(module, f"make_{config.type}_pre_post_processors")(config, dataset_stats=None)
+    batch = lerobot_batch()
+    found = before(batch)
+    assert found.keys() == batch.keys() and found["task"] == batch["task"]
+    state = batch["observation.state"]
+    assert torch.equal(found["observation.state"], state) and torch.equal(behind(state), state)
+    assert hasattr(module, type(config).__name__.removesuffix("Config") + "Policy")
+    there = before.__class__("meta")(batch)
+    assert there["observation.state"].device.type == "meta" and config.device == "cpu"
 
 
 def test_cameras_and_states_by_key():

@@ -1,10 +1,14 @@
 """benchmarks.vla: its table and goals from planted cells, what is kept, and on which seeds a decoder is chosen."""
 
 import json
+import shutil
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import policy_toy as toy
 import pytest
 
 from benchmarks import results, vla
@@ -24,6 +28,7 @@ from benchmarks.vla_tracks import (
 from discdiff.cli import guarded
 from discdiff.processes import Absorbing
 from discdiff.sampling import sampler
+from tasks.vla.collect import record
 from tasks.vla.metaworld import LANG
 from tasks.vla.policy import Decoding
 
@@ -101,6 +106,8 @@ def test_goals_of_several_ways(tmp_path):
     assert rows[f"{more}: difference"]["value"] == pytest.approx(50) and rows[f"{more}: lower bound"]["goal"] == "> 0"
     apart = rows["peer parallel: masked (16 steps, mode seen) against parallel (1 pass): difference"]
     assert apart["value"] == pytest.approx(1200 / 28) and apart["goal"] == ">= 10"
+    left = "peer autoregressive: masked (16 steps, mode seen) against autoregressive (argmax)"
+    assert [rows[f"{left}: {part}"]["goal"] for part in ("difference", "lower bound")] == [">= 5", "> 0"]
     goal = {TRACKS[t].least for t in ("easy10", "hard10")}
     assert goal == {95.0, 63.0} and rows["chosen, masked (16 steps, mode seen): success"]["goal"] is None
 
@@ -228,6 +235,47 @@ class Obeys:
 def two(monkeypatch):
     """The language track with the two tasks of one scene."""
     monkeypatch.setitem(TRACKS, "language", replace(TRACKS["language"], tasks=LANG["drawer"]))
+
+
+class Watched(toy.Line):
+    """Says of which episodes it was begun, and is killed at one of them."""
+
+    begun, fatal = [], 0
+
+    def reset(self, seed):
+        if seed == self.fatal:
+            raise KeyboardInterrupt
+        self.begun.append((self.task, seed))
+        return super().reset(seed)
+
+
+def test_a_killed_recording_goes_on_and_a_faster_one_is_taken(tmp_path, two, monkeypatch, capsys):
+    """Attempts are kept until the data set is whole; of two processes that record the same, the second takes the first's."""
+    collect = partial(record, make=Watched, expert=toy.ahead, say=lambda line: None)
+    first, second = TRACKS["language"].tasks
+    bench = vla.Bench(vla.Run(demonstrations=3, out=str(tmp_path), save=False), collect=collect)
+    monkeypatch.setitem(TRACKS, "language", replace(TRACKS["language"], demonstrations=3))
+    monkeypatch.setattr(Watched, "begun", begun := [])
+    monkeypatch.setattr(Watched, "fatal", 1002)
+    with pytest.raises(KeyboardInterrupt):
+        bench.demonstrations("language")
+    monkeypatch.setattr(Watched, "fatal", 0)
+    assert len(bench.demonstrations("language")) == 6
+    assert begun == [(task, 1000 + k) for task in (first, second) for k in range(3)]  # none of them twice
+    assert [each.name for each in (tmp_path / "data").iterdir()] == ["language"]
+    faster = Path(shutil.copytree(tmp_path / "data" / "language", tmp_path / "faster"))
+
+    def slow(task, **how):
+        yield from collect(task, **how)
+        if task == second:  # it is there when the last attempt ends
+            faster.rename(tmp_path / "data" / "language")
+
+    shutil.rmtree(tmp_path / "data" / "language")
+    held = (faster / "meta" / "stats.json").stat().st_mtime_ns
+    assert len(vla.Bench(bench.run, collect=slow).demonstrations("language")) == 6
+    assert "another process has recorded it" in capsys.readouterr().out
+    assert (tmp_path / "data" / "language" / "meta" / "stats.json").stat().st_mtime_ns == held
+    assert [each.name for each in (tmp_path / "data").iterdir()] == ["language"]
 
 
 def test_a_cell_that_is_there_is_not_run_again(tmp_path, two):

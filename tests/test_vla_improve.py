@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
-from policy_toy import Line, ahead, observed, shaken
+from policy_toy import SHOWN, Line, ahead, observed, shaken
 from transformers.utils.logging import disable_progress_bar
 
 import discdiff as dd
@@ -21,6 +22,7 @@ from tasks.vla.improve import distill, energy, unmade
 from tasks.vla.judged import sample
 from tasks.vla.learning import untrained
 from tasks.vla.lerobot import write
+from tasks.vla.page import tried
 from tasks.vla.policy import ActionPolicy
 from tasks.vla.sentences import said as metaworld_said
 from tasks.vla.trial import demonstrated
@@ -94,6 +96,19 @@ def test_learned_times_replace_equal_rounds(policy):
     assert len(trace.tokens) == len(policy.unmasking(state[0], said[0], decoding=Decoding(steps=3)).tokens)
 
 
+def test_the_report_says_the_rounds_of_a_grid_and_shows_them_once(policy, tmp_path):
+    figures = {"success": 1.0, "success_low": 0.9, "success_high": 1.0, "length": 3.0, "ms_per_chunk": 2.0}
+    chunk = {}
+    for how in (Decoding(grid="late", sampler="ancestral"), Decoding(steps=4), Decoding(steps=9)):
+        told = tried(tmp_path, policy, how, figures, {}, [], demonstrated(1)[0]).read_text().split("A chunk appears")
+        chunk[how.grid or how.steps] = (
+            re.findall(r"\d+ rounds[^;,.<]*", told[0]),
+            re.findall(r"\d+ rounds[^;]*;", told[1]),
+        )
+    assert chunk["late"] == (["3 rounds at the learned times late"], ["3 rounds of late;"])
+    assert chunk[4] == (["4 rounds"], ["4 rounds;", "8 rounds;"]) and chunk[9] == (["9 rounds"], ["9 rounds;"])
+
+
 def test_they_are_kept_with_the_policy(policy, tmp_path):
     state, said, _ = observed(policy)
     policy.save_pretrained(tmp_path)
@@ -158,6 +173,33 @@ def test_the_commands_learn_both(tmp_path, capsys):
     assert code == 2 and "of masked policies" in said.err
 
 
+def test_an_energy_is_of_the_weights_it_began_with(tmp_path, capsys):
+    """Of a policy that was trained further, an energy is learned anew; of the same one, training goes on."""
+    folder = tmp_path / "policy"
+    words = f"--episodes 4 {TINY} --out {folder}".split()
+
+    def learned(steps):
+        energy("energy", [str(folder), *f"--steps {steps} --batch_size 16 --warmup 1 --progress false".split()])
+        log = (tmp_path / "policy" / "energy_training" / "metrics.jsonl").read_text()
+        state = EnergyModel.from_pretrained(folder / "energy").state_dict()
+        return (
+            "learned anew" in capsys.readouterr().out,
+            "resumed" in log,
+            torch.cat([x.flatten() for x in state.values()]),
+        )
+
+    train("train", [*words, "--steps", "2"])
+    first = learned(2)
+    assert first[:2] == (False, False)
+    again = learned(2)
+    assert again[:2] == (False, True) and torch.equal(again[2], first[2])
+    train("train", [*words, "--steps", "4"])
+    other = learned(2)
+    assert other[:2] == (True, False) and not torch.equal(other[2], first[2])
+    (folder / "energy_training" / "base.sha256").unlink()  # as before there were such notes: nobody knows
+    assert learned(2)[0]
+
+
 def test_the_bench_of_few_rounds(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(TRACKS, "tiny", dataclasses.replace(TRACKS["multimodal"], tasks=("reach", "push")))
     shown = [
@@ -174,13 +216,45 @@ def test_the_bench_of_few_rounds(tmp_path, monkeypatch, capsys):
     found = {row["figure"]: row["value"] for row in kept["figures"]}
     assert all(f"{name}: success, mean" in found for name in vla_rounds.WAYS)
     assert found["energy, 2 rounds, less ancestral, 2 rounds: low"] <= 0 <= found["an energy: training"]
+    assert {f"{order}, 16 rounds{read}, less confidence, 16 rounds{read}: mean" for order in ("gap", "narrowest first")
+            for read in ("", ", expectation")} <= found.keys()  # fmt: skip
     capsys.readouterr()
     vla_rounds.main(words, lambda task: pytest.fail("an episode was tried again"))
     cell = tmp_path / "rounds" / "tiny_0" / "cells" / "energy_2_rounds.json"
-    episodes = [[task, seed, True] for task, seed, _ in json.loads(cell.read_text())["episodes"]]
-    cell.write_text(json.dumps({"episodes": episodes}))
+    stored = json.loads(cell.read_text())
+    stored["episodes"] = [[task, seed, True] for task, seed, _ in stored["episodes"]]
+    cell.write_text(json.dumps(stored))
     vla_rounds.main(words, lambda task: pytest.fail("an episode was tried again"))
     kept = json.loads((tmp_path / "rounds" / "results" / "vla_rounds.json").read_text())
     assert {row["figure"]: row["value"] for row in kept["figures"]}["energy, 2 rounds: success, mean"] == 100
     with pytest.raises(ValueError, match=r"run benchmarks\.vla on that track first"):
         vla_rounds.main([*words, "--seeds", "1"], Line)
+
+
+def test_the_bench_of_few_rounds_goes_on_and_knows_its_weights(tmp_path, monkeypatch):
+    """A killed training of an energy goes on, and nothing of other weights is taken for that of these."""
+    shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "codebook_size": 16}
+    plain = untrained(Policy(chunk=2, **shape), SHOWN, 0)
+    plain.save_pretrained(tmp_path / "policies" / "multimodal" / "masked_0")
+    run = vla_rounds.Run(steps=4, rows=8, episodes=1, cap=4, out=str(tmp_path))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(vla_rounds, "learn_grid", killed)
+        vla_rounds.improved(run, 0, lambda: SHOWN)
+    policy, seconds = vla_rounds.improved(run, 0, lambda: SHOWN)
+    log = tmp_path / "rounds" / "multimodal_0" / "energy_training" / "metrics.jsonl"
+    assert seconds is None and "resumed" in log.read_text()
+    keys = [vla_rounds.key(policy, how) for how in vla_rounds.WAYS.values()]
+    assert keys == [vla_rounds.key(policy, how) for how in vla_rounds.WAYS.values()]
+    with torch.no_grad():
+        next(plain.model.parameters()).add_(0.1)
+    plain.save_pretrained(tmp_path / "policies" / "multimodal" / "masked_0")
+    other, seconds = vla_rounds.improved(run, 0, lambda: SHOWN)
+    assert seconds > 0 and "resumed" not in log.read_text()
+    for mine, how in zip(keys, vla_rounds.WAYS.values(), strict=True):
+        changed = {name for name, value in vla_rounds.key(other, how).items() if value != mine[name]}
+        assert {"weights"} <= changed and ("energy" in changed) == (how.sampler == "edlm")
+    assert vla_rounds.table({name: {1: 0.0} for name in vla_rounds.WAYS}, [None, 3.0])[0]["value"] == 3

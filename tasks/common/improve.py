@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,15 @@ from discdiff.energy import EnergyModel, LearnedEnergy
 from discdiff.kernels import Ancestral
 from discdiff.layout import Layout, TokenBatch
 from discdiff.processes import Process
+from discdiff.report.pictures import write_atomically
 from discdiff.sampling import Grid
 from discdiff.training import DiffusionTrainer, TrainingSettings
+from discdiff.training.checkpoint import checkpoints
+from discdiff.training.lock import FolderLock
 
 T = TypeVar("T")
 ENERGY, GRIDS, LEARNED = "energy", "grids", "learned"
+BASE = "base.sha256"  # beside the checkpoints of an energy: of which weights it is one
 
 
 @dataclass(frozen=True)
@@ -75,10 +81,14 @@ def learn_energy(
 ) -> Path:
     """An `EnergyModel` that begins as the denoiser `model`, trained by `NoiseContrastive` and saved beside it.
 
-    Raises KeyboardInterrupt where a signal ended the training, which goes on when it is called again.
+    Raises KeyboardInterrupt where a signal ended the training, which goes on when it is called again; checkpoints of an energy
+    of other weights are removed, which is said.
     """
-    begun, checkpoints = EnergyModel.from_denoiser(model), folder / f"{ENERGY}_training"
-    trainer = DiffusionTrainer(begun, training, objective, layout, train, valid, output_dir=checkpoints)
+    begun, where = EnergyModel.from_denoiser(model), folder / f"{ENERGY}_training"
+    trainer = DiffusionTrainer(begun, training, objective, layout, train, valid, output_dir=where)
+    if trainer.is_world_process_zero():
+        _keep_only(where, fingerprint(model))
+    trainer.accelerator.wait_for_everyone()
     trainer.train("auto")
     if trainer.stopped_by == "signal":
         raise KeyboardInterrupt
@@ -86,6 +96,27 @@ def learn_energy(
     trainer.save_model(folder / ENERGY)
     print(f"contrastive loss on the validation rows: {found['eval_loss']:.4f} nats, {2 * 0.6931:.4f} without an energy")
     return folder / ENERGY
+
+
+def fingerprint(model: Any) -> str:
+    """SHA-256 of a network's weights, in their order."""
+    found = hashlib.sha256()
+    for x in model.state_dict().values():
+        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _keep_only(where: Path, base: str) -> None:
+    """Remove checkpoints that began from other weights than `base`, or nobody knows from which."""
+    with FolderLock(where):
+        note = where / BASE
+        held = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        if held != base and (stale := checkpoints(where)):
+            print(f"{where}: its checkpoints are of an energy of other weights; it is learned anew", flush=True)
+            for each in stale:
+                shutil.rmtree(each)
+            (where / "metrics.jsonl").unlink(missing_ok=True)
+        write_atomically(note, f"{base}\n".encode())
 
 
 def load_learned(folder: Path) -> LearnedEnergy:

@@ -106,7 +106,7 @@ class Decoding:
         twice = sorted({"steps", "temperature"} & set(self.knobs))
         checked("knobs", twice, not twice, "they have fields of their own")
         own = sorted({"score", "noise"} & set(self.knobs)) if self.rank else []
-        checked("knobs", own, not own, f"rank {self.rank!r} is another order than they are of: leave out one or the other")
+        checked("knobs", own, not own, f"rank {self.rank!r} is another order: leave out one or the other")
         alike = self.sampler == "edlm" and self.temperature == 0
         checked("temperature", self.temperature, not alike, "an energy would choose among equal candidates: give 1")
 

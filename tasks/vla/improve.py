@@ -62,9 +62,19 @@ def distill(prog: str, argv: Sequence[str]) -> None:
 def unmade(policy: ActionPolicy, shown: Sequence[Episode], count: int, seed: int) -> TokenBatch:
     """Observations at frames of demonstrations, drawn without return, as rows whose actions are all masked."""
     rows = Rows(policy, policy.layout, list(shown))
+    return hidden(policy, rows, some(rows, count, seed))
+
+
+def some(rows: Rows, count: int, seed: int) -> list[int]:
+    """Indices of rows, drawn without return. Raises ValueError for more than there are."""
     checked("rows", count, count <= len(rows), f"the demonstrations have {len(rows)} frames")
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]
-    picked = [rows[i] for i in order.tolist()]
+    found: list[int] = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    return found
+
+
+def hidden(policy: ActionPolicy, rows: Rows, which: Sequence[int]) -> TokenBatch:
+    """Those rows with all their actions masked."""
+    picked = [rows[i] for i in which]
     features = {
         name.removeprefix("features."): torch.stack([each[name] for each in picked])
         for name in picked[0]

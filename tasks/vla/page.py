@@ -53,19 +53,19 @@ def tried(
     report.heading("Tasks").table(rows, ("task", "success", "low", "high", "steps", "calls"))
     kept = [r for r in found if r.frames is not None]
     if kept:
-        report.heading("Episodes").html(_moving(folder / "episodes", kept))
+        report.heading("Episodes").html(moving(folder / "episodes", kept))
     if settings.method not in CONTINUOUS:
         report.heading("A chunk appears")
         state = told_state(episode, settings)[0]
-        for rounds in dict.fromkeys((how.steps, max(how.steps, ROUNDS)) if settings.method == "masked" else (1,)):
+        several = settings.method == "masked" and not how.grid  # learned times are those of their own rounds
+        for rounds in dict.fromkeys((how.steps, max(how.steps, ROUNDS)) if several else (how.steps,)):
             same = replace(how, steps=rounds)
             trace = policy.unmasking(state, episode.task, view(episode, 0), decoding=same)
-            report.player(
-                trace, [_cells(policy)], f"{episode.task}: {trace.steps - 1} rounds; normalised numbers of tokens"
-            )
+            told = f"{trace.steps - 1} rounds" + (f" of {how.grid}" if how.grid else "")
+            report.player(trace, [_cells(policy)], f"{episode.task}: {told}; normalised numbers of tokens")
             report.table(*_rounds(policy, trace))
     log = folder.with_name(f"{folder.name}_training") / "metrics.jsonl"
-    if len(curve := _curve(log)) > 1:
+    if len(curve := losses(log)) > 1:
         steps, loss = zip(*curve, strict=True)
         report.heading("Training").curve({"loss": (steps, loss)}, "step", "loss")
     return report.save(folder / "report.html")
@@ -73,7 +73,8 @@ def tried(
 
 def _words(policy: ActionPolicy, how: Decoding) -> str:
     """How chunks are decoded, in words."""
-    method, rounds = policy.settings.method, f"{how.steps} round{'s' * (how.steps > 1)}"
+    method, steps = policy.settings.method, len(policy.grids[how.grid]) if how.grid else how.steps
+    rounds = f"{steps} round{'s' * (steps > 1)}" + (f" at the learned times {how.grid}" if how.grid else "")
     told = ", ".join(f"{name} {value}" for name, value in how.knobs.items())
     return {
         "masked": f"{how.sampler} in {rounds}, read by {how.read}" + (f", {told}" if told else ""),
@@ -83,7 +84,7 @@ def _words(policy: ActionPolicy, how: Decoding) -> str:
     }[method]
 
 
-def _moving(folder: Path, kept: Sequence[Rollout]) -> str:
+def moving(folder: Path, kept: Sequence[Rollout]) -> str:
     """Cards with the episodes as GIFs inside the page; the same GIFs as files in a folder."""
     cards = []
     for number, each in enumerate(kept):
@@ -128,7 +129,7 @@ def _rounds(policy: ActionPolicy, trace: Trace) -> tuple[list[list[Any]], list[s
     return rows, ["committed in round", *(f"step {t + 1}" for t in range(places.shape[1]))]
 
 
-def _curve(log: Path) -> list[tuple[int, float]]:
+def losses(log: Path) -> list[tuple[int, float]]:
     """The loss by step, from the trainer's log."""
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
     return [(line["step"], float(line["loss"])) for line in lines if "loss" in line]

@@ -42,7 +42,7 @@ def write(
         rows = [(task, *(each[n] for n in TRIED)) for task, each in by_task.items()]
         report.heading("Tasks").table(rows, ("task", "success", "low", "high", "steps", "calls"))
     if kept := [r for r in tried if r.frames is not None]:
-        report.heading("Episodes").html(page._moving(file.with_name("episodes"), kept))
+        report.heading("Episodes").html(page.moving(file.with_name("episodes"), kept))
     if found.made.future is not None:
         report.heading("The picture after a chunk")
         report.text(
@@ -56,7 +56,7 @@ def write(
         if policy.pictures.depth == 1:
             report.heading("A picture and a chunk appear")
             _appear(report, policy, decoding, episode)
-    curves = {name: list(zip(*curve)) for name, log in (logs or {}).items() if len(curve := page._curve(log)) > 1}
+    curves = {name: list(zip(*curve)) for name, log in (logs or {}).items() if len(curve := page.losses(log)) > 1}
     if curves:
         report.heading("Training")
     for name, (steps, loss) in curves.items():

@@ -6,7 +6,6 @@ import math
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_vq.action.base import ActionTokenizer, ActionTokenizerConfig, fitted
@@ -79,12 +78,17 @@ class ChunkTokenizer(ActionTokenizer):
         return self.decoder(e.mT).mT
 
     def losses(self, x: Tensor, reconstruction: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Mean square error of normalised actions and of their differences, over the steps that are data."""
+        """Mean square error of normalised actions and of their differences, over the steps that are data; 0 where none is."""
         middle, half = (v.to(x.device) for v in self.normaliser.affine)
         y, z = self.normalised(x, mask)[0], ((reconstruction.double() - middle) / half).float()
         here = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device) if mask is None else mask
-        found = {"actions": F.mse_loss(z[here], y[here])}
+        found = {"actions": _mean_square(z - y, here)}
         if self.config.velocity and y.shape[1] > 1:
-            both = here[:, 1:] & here[:, :-1]
-            found["velocity"] = self.config.velocity * F.mse_loss(z.diff(dim=1)[both], y.diff(dim=1)[both])
+            both = here[:, 1:] & here[:, :-1]  # none where every chunk has a single step
+            found["velocity"] = self.config.velocity * _mean_square(z.diff(dim=1) - y.diff(dim=1), both)
         return found
+
+
+def _mean_square(off: Tensor, where: Tensor) -> Tensor:
+    """Mean of off^2 (batch, steps, dim) over the steps of `where` (batch, steps) bool; 0 where there is none."""
+    return torch.where(where[..., None], off, 0.0).square().sum() / (where.sum().clamp(min=1) * off.shape[-1])
