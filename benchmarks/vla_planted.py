@@ -71,7 +71,7 @@ class Run:
         known = all(name in TRACKS and not TRACKS[name].policy.picture for name in self.track)
         checked("track", ",".join(self.track), known, "tracks of benchmarks.vla without pictures")
         masked = all(name == "masked" or VARIANTS.get(name, ("",))[0] == "masked" for name in self.method)
-        checked("method", ",".join(self.method), masked, "masked, masked_exact or masked_plain")
+        checked("method", ",".join(self.method), masked, "a masked one")
         checked("rounds", self.rounds, self.rounds >= 2, "at least 2")
         checked("share", self.share, 0 < self.share <= 1, "above 0, at most 1")
         checked("off", self.off, 0 < self.off < 1, "above 0 and below 1: of any number there is one that far away")

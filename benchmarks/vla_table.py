@@ -193,7 +193,7 @@ def goals(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]
     mean = np.nan if ours is None else float(np.mean(list(ours.values())))
     rows.append(_row(f"chosen, {_named(best['masked'])}: success", mean, "%", f">= {least:g}" if least else ""))
     reads = ("expectation", "argmax", "sampled, read near")
-    for method, read in ((m, r) for m in ("masked", "masked_exact") for r in reads):
+    for method, read in ((m, r) for m in ("masked", "masked_ratios", "masked_exact") for r in reads):
         many, one = f"16 steps, {read}", f"1 step, {read}"
         if {many, one} <= methods.get(method, {}).keys():
             asked = ">= -2" if plain and (method, read) == ("masked", "expectation") else ""
@@ -210,7 +210,7 @@ def goals(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]
     if track == "easy10":  # the best of those evaluated: what choosing it there gives is the peer's
         others = [best[method] for method in methods if not method.startswith("masked")]
         against("best peer", best["masked"], cells.best(track, others, seeds), high=">= -3")
-    for method in ("masked_exact", "masked_plain", "autoregressive_jitter"):
+    for method in ("masked_ratios", "masked_exact", "masked_plain", "autoregressive_jitter"):
         if method in methods:
             against(f"variant {method}", best["masked"], best[method])
     if track == "multimodal":

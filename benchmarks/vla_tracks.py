@@ -20,12 +20,16 @@ from tasks.vla.policy import Decoding, Policy
 from tasks.vla.sentences import Instruction, held_out, said, varied
 
 VARIANTS = {  # of a method, and what they are trained on
-    "masked_exact": ("masked", Loss(jitter=0.0)),  # visible numbers are shown as they are
-    "masked_plain": ("masked", Loss(width=0.0, weight=0.0, jitter=0.0)),  # and plain cross-entropy, as the public ones
+    "masked_ratios": ("masked", Loss(full=0.0)),  # masked by MaskGIT's ratios alone
+    "masked_exact": ("masked", Loss(jitter=0.0, full=0.0)),  # and visible numbers are shown as they are
+    "masked_plain": ("masked", Loss(0.0, 0.0, jitter=0.0, full=0.0)),  # and plain cross-entropy, as the public ones
     "autoregressive": ("autoregressive", Loss(jitter=0.0)),  # as it is usual
     "autoregressive_jitter": ("autoregressive", Loss()),
 }
-METHODS = ("masked", "masked_exact", "masked_plain", "autoregressive", "autoregressive_jitter", "parallel", "flow")
+METHODS = (
+    *("masked", "masked_ratios", "masked_exact", "masked_plain"),
+    *("autoregressive", "autoregressive_jitter", "parallel", "flow"),
+)
 EVALUATION, DEVELOPMENT, HELD_OUT, SWAPPED = "evaluation", "development", "held_out", "swapped"
 FIRST = {EVALUATION: 50_000, DEVELOPMENT: 70_000, HELD_OUT: 50_000, SWAPPED: 50_000}  # seeds of the first episode
 
@@ -105,14 +109,20 @@ SAID = {
     "flow": {"8 Euler steps": Decoding(steps=8)},
 }
 SEEN = {"masked": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1,))}, **_TWINS}
+
+
+def _with_ratios(each: dict[str, Any]) -> dict[str, Any]:
+    return {**each, "masked_ratios": each["masked"]}
+
+
 SHARED = tuple(task for tasks in LANG.values() for task in tasks)
 TRACKS = {
-    "easy10": Track(EASY10, 50, STATE, least=95.0),
-    "hard10": Track(HARD10, 25, HARD, least=63.0),
+    "easy10": Track(EASY10, 50, _with_ratios(STATE), least=95.0),
+    "hard10": Track(HARD10, 25, _with_ratios(HARD), least=63.0),
     "few5": Track(EASY10, 5, FEW, source="easy10"),
-    "few10": Track(EASY10, 10, FEW, source="easy10"),
-    "multimodal": Track(MULTIMODAL, 50, WAYS),
-    "language": Track(SHARED, 50, SAID, trained=varied, kinds=(EVALUATION, HELD_OUT, SWAPPED)),
+    "few10": Track(EASY10, 10, _with_ratios(FEW), source="easy10"),
+    "multimodal": Track(MULTIMODAL, 50, _with_ratios(WAYS)),
+    "language": Track(SHARED, 50, _with_ratios(SAID), trained=varied, kinds=(EVALUATION, HELD_OUT, SWAPPED)),
     "image10": Track(EASY10, 50, SEEN, policy=Policy(picture=64, proprio=PROPRIO)),
 }
 UNIMODAL = ("easy10", "hard10", "few5", "few10")

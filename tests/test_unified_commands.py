@@ -141,7 +141,7 @@ def test_settings_are_refused(trained, tmp_path, capsys):
         (train, "--unified.width 18", "multiples of 4"),
         (train, "--picture 16", "network of its own"),
         (train, "--method flow", "network of its own"),
-        (train, "--full 0.1", "weights, full"),
+        (train, "--weights elbo", "masked by MaskGIT's ratios"),
         (train, "--gann 1", "unknown argument"),
         (train, "--camera top", "the small world has its own"),
         (evaluate, f"{trained} --decoding action", "decoded by 'joint' or 'separate'"),

@@ -7,14 +7,14 @@ import pytest
 import torch
 from unified_vla_toy import CHUNK, CODEC, FRAMES, SHOWN, SMALL, WIDTH, blank, cut, observed
 
-from discdiff import Noise
+from discdiff import Noise, make_batch
 from discdiff.training import TrainingSettings
 from tasks.vla import unified_page
 from tasks.vla.episodes import Episode
 from tasks.vla.learning import Loss
 from tasks.vla.policy import ACTION, ActionPolicy
 from tasks.vla.unified import Foreseen, UnifiedPolicy
-from tasks.vla.unified_design import DECODING, FUTURE, IMAGE, PICTURE, Unified, without_actions
+from tasks.vla.unified_design import DECODING, FUTURE, IMAGE, PICTURE, Unified, given_of, without_actions
 from tasks.vla.unified_learning import Apart, Rows, fit, fit_world, joint_objective, untrained
 from tasks.vla.unified_pictures import errors, fit_pictures, foreseen, moments, seen_by
 
@@ -88,9 +88,24 @@ def test_what_is_minimised():
     assert joint.masker.weights == apart.masker.weights == {ACTION: 1.0, FUTURE: 0.25}
     assert alone.masker.weights == {ACTION: 1.0} and (joint.masker.turns, apart.masker.turns) == (False, True)
     assert joint.ordinal is not None and joint_objective(blank(), Loss(0.0, 0.0)).ordinal is None
-    for own in (Loss(weights="elbo"), Loss(full=0.1)):
-        with pytest.raises(ValueError, match="masked by MaskGIT's ratios"):
-            joint_objective(blank(), own)
+    with pytest.raises(ValueError, match="masked by MaskGIT's ratios"):
+        joint_objective(blank(), Loss(weights="elbo"))
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_rows_that_are_hidden_wholly(turns):
+    """As many as said beside those that ratios hide anyway, of both segments or of the one whose turn it is."""
+    policy = blank()
+    rows = Rows(policy, SHOWN)
+    batch = make_batch(policy.layout, torch.stack([rows[i % len(rows)]["tokens"] for i in range(4000)]))
+    batch = batch._replace(given=given_of(policy.layout).expand_as(batch.given))
+    noise, t = Noise.seeded(0, batch.valid), (torch.arange(4000) + 0.5) / 4000
+    share = {}
+    for full in (0.0, 0.5):
+        hidden = Apart({ACTION: 1.0, FUTURE: 0.5}, turns=turns, full=full)(batch, noise, t).hidden
+        whole = torch.stack([(hidden | ~batch.within((n,)) | ~batch.free).all(1) for n in (ACTION, FUTURE)])
+        share[full] = float((whole.any(0) if turns else whole.all(0)).double().mean())
+    assert share[0.5] == pytest.approx(0.5 + share[0.0] / 2, abs=0.03) and share[0.0] < 0.5
 
 
 def test_errors_of_pictures_are_measured_against_the_truth():

@@ -51,7 +51,7 @@ class Loss:
     or "squared"; jitter: the most that visible numbers are shown off by, a standard deviation, so that later rounds do not
     copy the errors of earlier ones; weights: "maskgit", every masked number counts the same and how many are masked follows
     the cosine (arXiv 2202.04200), or "elbo", the likelihood bound (arXiv 2406.07524); full: share of rows masked wholly
-    besides, as a first round meets them.
+    besides, as the first round of every decoding meets them.
     """
 
     width: float = 0.02
@@ -59,7 +59,7 @@ class Loss:
     distance: str = "absolute"
     jitter: float = 0.4
     weights: str = "maskgit"
-    full: float = 0.0
+    full: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("width", "weight", "jitter"):

@@ -35,12 +35,14 @@ VISION = 0.5  # weight of the future picture's loss, per code
 class Apart:
     """Each named segment hides MaskGIT's count of its own positions (arXiv 2202.04200), at a time of its own, as UD-VLA's code
     does where its paper writes one time for all; every hidden position counts with its segment's weight. turns: only one of
-    them in a row, each as often as the others, beside which the others are whole: what decoding them one by one meets.
+    them in a row, each as often as the others, beside which the others are whole: what decoding them one by one meets. full:
+    share of the rows in which all of them, or of the one whose turn it is, is hidden.
     """
 
     weights: Mapping[str, float]
     schedule: Schedule = field(default_factory=CosineMD4)
     turns: bool = False
+    full: float = 0.0
 
     def __post_init__(self) -> None:
         ok = len(self.weights) > 0 and all(0 < x < float("inf") for x in self.weights.values())
@@ -50,11 +52,13 @@ class Apart:
         count, hidden = len(self.weights), torch.zeros_like(batch.free)
         weight = torch.zeros(hidden.shape, dtype=torch.float64, device=hidden.device)
         turn = (noise.child(count).row_uniform(MASK) * count).long()
+        whole = noise.child(count + 1).row_uniform(MASK) < self.full
         for place, (name, value) in enumerate(self.weights.items()):
             here = batch.within((name,))
             wanted = here & (turn == place)[:, None] if self.turns else here
             # the shared stratified time, turned by an offset of the segment's own
             time = t.double() if place == 0 else (t.double() + noise.child(place).row_uniform(MASK)) % 1.0
+            time = torch.where(whole, 1.0, time)
             own = FixedCount(self.schedule)(batch._replace(given=batch.given | ~wanted), noise, time)
             hidden, weight = hidden | own.hidden, torch.where(here, value, weight)
         return Masked(hidden, weight)
@@ -118,10 +122,10 @@ def joint_objective(policy: UnifiedPolicy, loss: Loss, vision: float = VISION) -
     """Of the second stage: future picture and actions, each hidden at its own ratio, in turns for separate decoding; ordinal
     losses are of the actions. Raises ValueError for a loss that masks in a way of its own.
     """
-    way, usual = (loss.weights, loss.full), (Loss.weights, Loss.full)
-    checked("weights, full", way, way == usual, f"every part is masked by MaskGIT's ratios: leave them at {usual}")
+    usual = Loss.weights
+    checked("weights", loss.weights, loss.weights == usual, f"all is masked by MaskGIT's ratios: leave it at {usual!r}")
     weights = {ACTION: 1.0} | ({FUTURE: vision} if policy.settings.foresees else {})
-    masker = Apart(weights, turns=policy.settings.decoding == "separate")
+    masker = Apart(weights, turns=policy.settings.decoding == "separate", full=loss.full)
     goal: Elbo = replace(learning.objective_of(policy.told, loss), masker=masker)
     return goal
 
