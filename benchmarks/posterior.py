@@ -6,18 +6,18 @@ The base model is the VQ-Diffusion network of `benchmarks.image_generation` (dig
 folder in `models`; it is told nothing. A row is a step of the ablation of APS or a rival, at settings chosen on other
 pictures. Beside them: what the model makes of nothing measured (prior), what the true codes give (ceiling), and a small network
 trained to undo this one measurement by squared error (regression), which no sampler has: its PSNR says how much of the
-picture a measurement holds. In `out` one JSON per (data, task, method); what is there, of the same model and the same settings
-of the method, is not made again.
+picture a measurement holds. In `out` one JSON per (data, task, method); what is there, of the same models and the same
+settings of the method, is not made again, and nothing else is tabled: all such cells of all tasks. Memory is counted by
+`benchmarks.posterior_cost`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import image_captions, image_generation
-from benchmarks.posterior_table import written_table
+from benchmarks.posterior_table import current, written_table
 from benchmarks.results import same_run
 from discdiff.anchoring import Measured
 from discdiff.cli import guarded, parse
-from discdiff.config import checked
+from discdiff.config import build, checked
 from discdiff.metrics import feature_distance, psnr, ssim
 from discdiff.report.pictures import write_atomically
 from discdiff.types import Info
@@ -40,6 +40,7 @@ from tasks.image.fidelity import off
 from tasks.image.generate import Trained
 from tasks.image.matching import fit_matcher
 from tasks.image.posterior import restore
+from tasks.image.samplers import METHODS as SAMPLERS
 from tasks.image.sources import Read
 from tasks.inverse import (
     Gaussian,
@@ -61,35 +62,45 @@ TASKS: dict[str, Operator] = {
     "hdr": HighDynamicRange(),
 }
 LINEAR = tuple(name for name, operator in TASKS.items() if operator.linear)
+BESIDE = ("ceiling", "regression")
 PARTS = ("all", "table")
 FREE = ("tasks", "methods", "part", "save", "out", "models", "tokenizer")  # settings that say nothing of a cell
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A method of `tasks.image.samplers` and how it is set."""
+    """A method of `tasks.image.samplers` and how it is set; distance, weight: of the data term, "gaussian" for all methods, in
+    the unit that a method's rates are for, but where a row says otherwise.
+    """
 
     method: str
     steps: int
     options: Mapping[str, Any] = field(default_factory=dict)
     knobs: Mapping[str, Any] = field(default_factory=dict)
     distance: str = "gaussian"
+    weight: float = 1.0
 
 
 _COLD: dict[str, Any] = {"steps": 30, "beta": 0.0, "warm": False}
 _OWN = {"sampler": "ancestral"}
+_SPEC = {"sampler": "maskgit", "noise": 0.0}  # the paper's order: by p of the code that is committed, a cosine quota
+_DEBLUR = {"rate": 15.0, "rate_span": 1.0}
 METHODS: dict[str, Tried] = {
     "prior": Tried("prior", 32, knobs=_OWN),
-    "aps": Tried("aps", 15, {**_COLD, "rank": "prior"}),
-    "aps_anchored": Tried("aps", 15, _COLD),
-    "aps_anchored_kl": Tried("aps", 15, {**_COLD, "beta": 1.0}),
-    "aps_warm": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}),
+    "aps": Tried("aps", 15, {**_COLD, "rank": "prior"}, _SPEC),
+    "aps_anchored": Tried("aps", 15, _COLD, _SPEC),
+    "aps_anchored_kl": Tried("aps", 15, {**_COLD, "beta": 1.0}, _SPEC),
+    "aps_warm": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}, _SPEC),
+    "aps_sure": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}, {"sampler": "confidence"}),
     "aps_own": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}, _OWN),
-    "g2d2": Tried("g2d2", 30, {"steps": 30}, distance="l2"),
+    "g2d2": Tried("g2d2", 30, {"steps": 30, **_DEBLUR, "kl": 1e-4}, weight=1e-3),
+    "g2d2_l2": Tried("g2d2", 30, {"steps": 30}, distance="l2"),  # as released for super-resolution
+    "g2d2_l2_deblur": Tried("g2d2", 30, {"steps": 30, **_DEBLUR}, distance="l2"),  # and for blurs
     "sgdd": Tried("sgdd", 30, {"steps": 8, "moves": 150}),
     "svdd": Tried("svdd", 32, {"count": 10, "alpha": 1.0}, _OWN),
     "svdd_best": Tried("svdd", 32, {"count": 10, "alpha": 0.0}, _OWN),
-    "gradient": Tried("gradient", 32, {"scale": 1.0}, _OWN),
+    "gradient": Tried("gradient", 32, {"scale": 0.1}, _OWN),
+    "gradient_weak": Tried("gradient", 32, {"scale": 0.01}, _OWN),
     "best_of": Tried("best_of", 32, {"count": 20}, _OWN),
 }
 SIGMA = 0.05
@@ -125,18 +136,19 @@ class Run:
 
 
 class Base(NamedTuple):
-    """A model, training and test pictures, and the features that a judge of such pictures has learned."""
+    """A model, training and test pictures, and a judge of such pictures with the features that it has learned."""
 
     trained: Trained
     train: Read
     held: Read
+    judge: nn.Module
     features: Callable[[Tensor], Tensor]
 
 
 def digits_base(run: Run) -> Base:
     """Of digits."""
     bench = image_generation.Bench(image_generation.Run(out=run.models or "runs/image_generation"))
-    return Base(bench.model("vq_diffusion")[0], bench.train, bench.valid, bench.judge.features)
+    return Base(bench.model("vq_diffusion")[0], bench.train, bench.valid, bench.judge, bench.judge.features)
 
 
 def tiles_base(run: Run) -> Base:
@@ -144,7 +156,23 @@ def tiles_base(run: Run) -> Base:
     given: dict[str, Any] = {"tokenizer": run.tokenizer, "out": run.models or "runs/image_captions"}
     bench = image_captions.Bench(image_captions.Run(**given))
     judge = fit_matcher(bench.train, bench.lexicon, bench.folder / "matcher", bench.run.judge_steps, bench.run.seed)
-    return Base(bench.model()[0], bench.train, bench.held, judge.pictures)
+    return Base(bench.model()[0], bench.train, bench.held, judge, judge.pictures)
+
+
+def digest(module: nn.Module) -> str:
+    """Of a module's weights."""
+    return hashlib.sha256(
+        b"".join(x.detach().cpu().numpy().tobytes() for x in module.state_dict().values())
+    ).hexdigest()
+
+
+def noted(task: str, name: str) -> dict[str, Any]:
+    """What a cell holds of how it was made, beside the digests of the models."""
+    how = METHODS.get(name, Tried(name, 0))
+    settings = asdict(how)
+    if how.method in SAMPLERS:  # with what is not said
+        settings["options"] = asdict(build(SAMPLERS[how.method].options, how.options))
+    return json.loads(json.dumps({"operator": repr(TASKS[task]), "sigma": SIGMA, "settings": settings}))
 
 
 BASES = {"mnist28": digits_base, "tiles32": tiles_base}
@@ -155,10 +183,11 @@ class Bench:
 
     def __init__(self, run: Run) -> None:
         self.run, self.folder = run, Path(run.out) / run.data
-        self.trained, self.train, held, self.features = BASES[run.data](run)
+        self.trained, self.train, held, judge, self.features = BASES[run.data](run)
         checked("count", run.count, run.count <= len(held.x), f"there are {len(held.x)} test pictures")
         same_run(self.folder, asdict(run), FREE)
-        self.weights = image_generation.digest(self.trained)
+        parts = {"weights": self.trained.model, "tokenizer": self.trained.tokenizer, "judge": judge}
+        self.models = {name: digest(part) for name, part in parts.items()}
         some = torch.linspace(0, len(held.x) - 1, run.count).long()
         self.x = from_bytes(held.x[some])
         self.codes, self.grid = quality.encode(self.trained.tokenizer, held.x[some])
@@ -175,35 +204,27 @@ class Bench:
         """A method's figures on a task, made unless they are there."""
         file, operator = self.folder / "cells" / task / f"{name}.json", TASKS[task]
         how = METHODS.get(name, Tried(name, 0))
-        note = json.loads(json.dumps({"weights": self.weights, "operator": repr(operator), "settings": asdict(how)}))
+        note = {**self.models, **noted(task, name)}
         if file.is_file() and note.items() <= json.loads(file.read_text(encoding="utf-8")).items():
             return
         y, each = measure(operator, self.x, Gaussian(SIGMA), self.run.seed), len(self.x)
-        before, start, wall, info = _peak(again=True), time.process_time(), time.perf_counter(), Info()
+        start, wall, info = time.process_time(), time.perf_counter(), Info()
         if name == "ceiling":
             made = quality.decode(self.trained.tokenizer, self.codes, self.grid)
         elif name == "regression":
             made = regressed(operator, self.train.x, y, self.run)
         else:
-            measured = Measured(operator, y, how.distance, SIGMA)
+            measured = Measured(operator, y, how.distance, SIGMA, how.weight)
             more = {"options": how.options, "batch": 50, **how.knobs}
             made, _, info = restore(self.trained, measured, [""] * each, how.method, how.steps, self.run.seed, **more)
         cost = {"processor s": time.process_time() - start, "wall s": time.perf_counter() - wall}
         cost |= {"network rows": float(info.network_rows), "decoded rows": float(info.decoded)}
-        cost = {key: value / each for key, value in cost.items()} | {"MiB more": (_peak() - before) / 1024}
+        cost = {key: value / each for key, value in cost.items()}
         found: dict[str, Any] = {**note, "figures": self.figures(operator, y, made.clamp(-1, 1)), "cost": cost}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, (json.dumps(found) + "\n").encode())
         mean = sum(found["figures"]["psnr"]) / each
         print(f"{self.run.data}, {task}, {name}: {mean:.2f} dB, {cost['processor s']:.2f} processor s each", flush=True)
-
-
-def _peak(again: bool = False) -> float:
-    """Most memory of the process in KiB, on Linux counted `again` from now on."""
-    if again:
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def regressed(operator: Operator, train: Tensor, y: Tensor, run: Run) -> Tensor:
@@ -245,11 +266,14 @@ def main(argv: Sequence[str]) -> None:
         same_run(folder, asdict(run), FREE)
     else:
         bench = Bench(run)
-        beside = ("ceiling", "regression") if run.regression else ("ceiling",)
+        beside = BESIDE if run.regression else BESIDE[:1]
         for task in run.tasks:
             for name in (*beside, *run.methods):
                 bench.cell(task, name)
-    written_table(folder / "cells", run, LINEAR)
+    cells, stale = current(folder / "cells", TASKS, (*BESIDE, *METHODS), noted)
+    for each in stale:
+        print(f"left out, made otherwise: {each}")
+    written_table(cells, run, LINEAR)
 
 
 if __name__ == "__main__":

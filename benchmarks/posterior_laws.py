@@ -37,6 +37,7 @@ from discdiff.anchoring import (
     best_of,
 )
 from discdiff.cli import guarded, parse
+from discdiff.denoisers import Temperature
 from discdiff.kernels import Commit
 from discdiff.layout import TokenBatch
 from discdiff.processes import Absorbing, Process, Uniform
@@ -56,6 +57,7 @@ TRUE, OFF, SIGMA = (
 )  # what was measured, by how much the noise took it off, and the noise's deviation
 MOVES, REVERSE = 48, 16  # of a round of split Gibbs
 ABSORBING = Absorbing()
+STEPS = Descent(steps=50, beta=1.0)
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,10 @@ def anchored(problem: Problem, draws: int, **settings: object) -> Anchored:
     return Anchored(TOY.denoiser(ABSORBING), problem.soft, problem.measured(draws), **settings)  # type: ignore[arg-type]
 
 
+def likeliest(problem: Problem, draws: int) -> Temperature:
+    return Temperature(anchored(problem, draws, descent=STEPS, take="sample"), 0.0)
+
+
 def steered(problem: Problem, draws: int) -> Steered:
     return Steered(TOY.denoiser(ABSORBING), problem.soft, problem.measured(draws))
 
@@ -170,11 +176,10 @@ def split_gibbs(problem: Problem, draws: int, rounds: int, process: Process | No
     return sample(TOY.denoiser(process), kernel, problem.batch(draws), cooling(rounds), seed=1)[0]
 
 
-STEPS = Descent(steps=50, beta=1.0)
 METHODS: dict[str, Run] = {
     "prior sample": partial(commit, lambda problem, draws: TOY.denoiser(ABSORBING)),
     "APS, nearest codes (biased)": partial(commit, partial(anchored, descent=STEPS)),
-    "APS, likeliest codes (biased)": partial(commit, partial(anchored, descent=STEPS, take="argmax")),
+    "APS, likeliest codes (biased)": partial(commit, likeliest),
     "APS, drawn codes (biased)": partial(commit, partial(anchored, descent=STEPS, take="sample")),
     "APS, drawn codes, expectation not quantised (biased)": partial(
         commit, partial(anchored, descent=replace(STEPS, quantised=False), take="sample")

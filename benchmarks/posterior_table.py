@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,53 @@ STEPS = (  # of the ablation, each against the one before
     ("anchored re-masking", "aps_anchored", "aps"),
     ("KL to the network's table", "aps_anchored_kl", "aps_anchored"),
     ("warm start", "aps_warm", "aps_anchored_kl"),
-    ("the model's own steps", "aps_own", "aps_warm"),
+    ("the table's surest sites first, equally many per step", "aps_sure", "aps_warm"),
+    ("the model's own steps", "aps_own", "aps_sure"),
 )
-OURS = ("aps_warm", "aps_anchored_kl", "aps_anchored")  # the first that is there
-RIVALS = ("prior", "g2d2", "sgdd", "svdd", "svdd_best", "gradient", "best_of")
+OURS = ("aps_sure", "aps_warm", "aps_anchored_kl", "aps_anchored")  # the first that is there
+RIVALS = (
+    "prior", "g2d2", "g2d2_l2", "g2d2_l2_deblur", "sgdd", "svdd", "svdd_best", "gradient", "gradient_weak", "best_of"
+)  # fmt: skip
 CLOSED = ("sr", "inpaint")
+MODELS = {"weights", "tokenizer", "judge"}  # of which a cell has the digests
 UNITS = {"psnr": "dB", "ssim": "", "features": "", "measurement": ""}
 
 
-def written_table(folder: Path, run: Any, linear: tuple[str, ...]) -> None:
-    """Print all rows, and record them where there are any."""
-    figures = [row for task in run.tasks for row in rows(folder / task, task, linear)]
+Cells = Mapping[str, Mapping[str, Any]]  # by the name of the method
+
+
+def current(
+    folder: Path, tasks: Iterable[str], names: Iterable[str], note: Callable[[str, str], Mapping[str, Any]]
+) -> tuple[dict[str, Cells], list[str]]:
+    """The cells FOLDER/TASK/NAME.json of all tasks that were made as `note(task, name)` says, and which others there are.
+
+    Raises ValueError for cells of several models: nobody knows which ones are meant.
+    """
+    found: dict[str, Cells] = {}
+    known, stale, models = set(names), [], set()
+    for task in tasks:
+        here: dict[str, Any] = {}
+        for file in sorted((folder / task).glob("*.json")):
+            cell = json.loads(file.read_text(encoding="utf-8"))
+            if file.stem in known and note(task, file.stem).items() <= cell.items() and cell.keys() >= MODELS:
+                here[file.stem] = cell
+                models.add(tuple(cell[part] for part in sorted(MODELS)))
+            else:
+                stale.append(f"{task}/{file.stem}")
+        if here:
+            found[task] = here
+    checked(
+        "models",
+        len(models),
+        len(models) <= 1,
+        f"{str(folder)!r} has cells of several: make all methods again, or give --out",
+    )
+    return found, stale
+
+
+def written_table(cells: Mapping[str, Cells], run: Any, linear: tuple[str, ...]) -> None:
+    """Print all rows of all tasks, and record them where there are any."""
+    figures = [row for task, here in cells.items() for row in rows(here, task, linear)]
     for row in figures:
         goal = row.get("goal")
         verdict = f" ({goal}, {'reached' if reached(row['value'], goal) else 'missed'})" if goal else ""
@@ -38,13 +75,8 @@ def written_table(folder: Path, run: Any, linear: tuple[str, ...]) -> None:
         record(f"posterior_{run.data}", figures, data=data, seeds=(run.seed,))
 
 
-def rows(folder: Path, task: str, linear: tuple[str, ...]) -> list[dict[str, Any]]:
+def rows(cells: Cells, task: str, linear: tuple[str, ...]) -> list[dict[str, Any]]:
     """Figures of every cell of a task, the steps of the ablation as paired differences, and the goals."""
-    cells = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
-    models = len({cell["weights"] for cell in cells.values()})
-    checked(
-        "models", models, models <= 1, f"{str(folder)!r} has cells of several: make all methods again, or give --out"
-    )
     found: list[dict[str, Any]] = []
     for name, cell in cells.items():
         for key, values in cell["figures"].items():
@@ -70,28 +102,38 @@ def rows(folder: Path, task: str, linear: tuple[str, ...]) -> list[dict[str, Any
             found += _difference(title, gain(cells, name, best), "> 0" if name == ours else None)
     if {"prior", "ceiling"} <= cells.keys():
         goal = ">= 0.75" if task in CLOSED else None
-        found.append(_row(f"{task}: share of the gap from prior to ceiling in dB", closed(cells, ours), "", goal))
-        found.append(_row(f"{task}: share of the gap in squared error", closed(cells, ours, True), ""))
+        found += _share(f"{task}: share of the gap from prior to ceiling in dB", closed(cells, ours), goal)
+        found += _share(f"{task}: share of the gap in squared error", closed(cells, ours, True))
         if "regression" in cells:
             share = closed(cells, "regression")
-            found.append(_row(f"{task}: share of the gap in dB that the regression closes", share, ""))
+            found += _share(f"{task}: share of the gap in dB that the regression closes", share)
     return found
 
 
-def gain(cells: dict[str, Any], first: str, second: str) -> Interval:
+def gain(cells: Cells, first: str, second: str) -> Interval:
     """By how much the PSNR of the first is above, in dB."""
     pair = ({str(i): x for i, x in enumerate(cells[name]["figures"]["psnr"])} for name in (first, second))
     return difference(*pair)  # type: ignore[arg-type]
 
 
-def closed(cells: dict[str, Any], name: str, squared: bool = False) -> float:
-    """Which share of the way from the prior's sample to the tokenizer's own reconstruction a method goes."""
+def closed(cells: Cells, name: str, squared: bool = False, draws: int = 10_000, seed: int = 0) -> Interval:
+    """Which share of the way from the prior's sample to the tokenizer's own reconstruction a method goes, of the means over
+    the pictures, and its bootstrap interval of 95 %: percentiles over resamples of the pictures, all three by the same ones.
+    """
+    x = np.array([cells[each]["figures"]["psnr"] for each in (name, "prior", "ceiling")])
+    x = 10 ** (-x / 10) if squared else x
+    picked = np.random.default_rng(seed).multinomial(x.shape[1], [1 / x.shape[1]] * x.shape[1], draws) / x.shape[1]
 
-    def at(each: str) -> float:
-        values = np.array(cells[each]["figures"]["psnr"])
-        return float(np.mean(10 ** (-values / 10) if squared else values))
+    def share(means: Any) -> Any:
+        return (means[0] - means[1]) / (means[2] - means[1])
 
-    return (at(name) - at("prior")) / (at("ceiling") - at("prior"))
+    low, high = np.quantile(share(x @ picked.T), (0.025, 0.975))
+    return Interval(float(share(x.mean(1))), float(low), float(high))
+
+
+def _share(title: str, found: Interval, goal: str | None = None) -> list[dict[str, Any]]:
+    bounds = ((f"{title}, {side}", value) for side, value in (("low", found.low), ("high", found.high)))
+    return [_row(title, found.mean, "", goal), *(_row(name, value, "") for name, value in bounds)]
 
 
 def _difference(title: str, found: Interval, low: str | None = None) -> list[dict[str, Any]]:

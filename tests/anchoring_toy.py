@@ -20,6 +20,7 @@ from discdiff import (
     StarShaped,
     StarTable,
     Steered,
+    Temperature,
     Uniform,
     best_of,
     row_seeds,
@@ -130,7 +131,9 @@ FEW = Descent(steps=12, beta=0.1)
 
 
 def anchored(network, batch, soft, measured, seeds, **settings):
-    return sample(Anchored(network, soft, measured, **{"descent": FEW, **settings}), CONFIDENT, batch, 4, seed=seeds)
+    temperature = settings.pop("temperature", 1.0)
+    denoiser = Anchored(network, soft, measured, **{"descent": FEW, **settings})
+    return sample(Temperature(denoiser, temperature), CONFIDENT, batch, 4, seed=seeds)
 
 
 def star(network, batch, soft, measured, seeds, process=None):
@@ -165,7 +168,7 @@ METHODS = {
     "anchored": anchored,
     "anchored, cold": with_(anchored, warm=False, take="sample"),
     "anchored, ranked by the prior": with_(anchored, rank="prior", take="sample"),
-    "anchored, likeliest": with_(anchored, take="argmax", descent=replace(FEW, tolerance=0.02, patience=2)),
+    "anchored, tempered": with_(anchored, temperature=0.5, descent=replace(FEW, tolerance=0.02, patience=2)),
     "anchored, exact tilt": with_(anchored, likelihood="expected_cost", take="sample"),
     "star": star,
     "star, uniform": with_(star, process=Uniform()),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from anchoring_toy import batch_of, soft_of, state_of
 
-from benchmarks.posterior_laws import PROBLEMS, one_open
+from benchmarks.posterior_laws import METHODS, PROBLEMS, TOY, one_open
 from discdiff import Anchored, Descent, FunctionDenoiser, Grid, MaskOrReplace, Measured, SoftDecode, SplitGibbs, Uniform
 from discdiff.sampling import iterate
 from discdiff.testing import Toy, noise_floor, total_variation
@@ -46,6 +46,25 @@ def test_the_exact_tilt_of_one_open_position_is_the_posterior(problem):
     """All 108 positions and rests; a decoded expectation is another table."""
     assert one_open(problem, likelihood="expected_cost") < 1e-10
     assert one_open(problem, descent=Descent(100, beta=1.0, quantised=False)) > 0.02
+
+
+DRAWS, MARGIN = 1500, 0.05
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "biased" in name])
+def test_what_is_called_biased_is(name):
+    """Its total variation to the enumerated posterior exceeds that of as many exact draws, by more than exact ones exceed their
+    mean once in exp(2 n 0.05^2) = 1800 times (McDiarmid: one draw changes it by 1 / n at most).
+    """
+    problem = PROBLEMS[1]
+    truth = problem.posterior
+    exact = TOY.table[torch.multinomial(truth, DRAWS, True, generator=torch.Generator().manual_seed(0))]
+    floor = noise_floor(truth, DRAWS)
+    assert total_variation(TOY.law(exact), truth) < floor + MARGIN
+    state = METHODS[name](problem, DRAWS)
+    away = total_variation(TOY.law(state.batch.symbols(state.tokens)), truth)
+    print(f"{name}: {away:.3f}, exact draws {floor:.3f}")
+    assert away > floor + MARGIN
 
 
 # -- S1: split Gibbs

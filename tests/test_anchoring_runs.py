@@ -91,7 +91,7 @@ def test_rank_and_take_are_what_they_say():
     state, measured = state_of(batch_of(SOFT)), measured_of(SOFT)
     step = Step(0, state.time, state.time * 0)
     plain, fits = Counted()(state, step), []
-    for take in ("quantised", "argmax", "sample"):
+    for take in ("quantised", "sample"):
         for rank in ("table", "prior"):
             made = Anchored(
                 Counted(), SOFT, measured, FEW, take=take, rank=rank, watch=lambda state, step, fit: fits.append(fit)
@@ -108,7 +108,7 @@ def test_rank_and_take_are_what_they_say():
             assert torch.allclose(made.log_probs(word), plain.log_probs(word))
             if take == "sample":
                 continue
-            chosen = table.argmax(-1) if take == "argmax" else SOFT.quantise(fit.embeddings).reshape(-1)[code]
+            chosen = SOFT.quantise(fit.embeddings).reshape(-1)[code]
             drawn = made.draw(sites, Noise.seeded(0, state.valid))
             assert torch.equal(state.batch.symbols(drawn.tokens, sites), chosen)
             assert torch.allclose(drawn.log_prob, made.log_probs(sites).gather(-1, chosen[:, None])[:, 0])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from discdiff.anchoring import Measured
 from tasks.image import generate, posterior, restore
-from tasks.image.fidelity import figures, off
+from tasks.image.fidelity import Trail, figures, off
 from tasks.image.generate import touched
 from tasks.image.samplers import METHODS
 from tasks.image.style import Style
@@ -63,6 +63,9 @@ def test_restore(kept, method, tmp_path, capsys):
     assert set(rows) == {"original", "codes", "restored 1", "restored 2", "mean"} and found["sigma"] == 0.05
     assert 0.02 < rows["original"]["measurement_error"] < 0.08  # of the truth it is the noise
     assert rows["codes"]["psnr"] > 0 and rows["original"]["psnr"] is None and found["nfe"] >= 3
+    assert found["seconds"] > 0 and found["network_rows"] >= 2 * 3 and (found["decoded"] > 0) == (method != "prior")
+    told = f"{found['nfe']} network calls, {found['network_rows']} rows fed, {found['decoded']} rows decoded"
+    assert f"{found['seconds']:.1f} seconds, {told}" in page
 
 
 def test_a_measurement_from_a_file(kept, tmp_path, capsys):
@@ -84,6 +87,7 @@ def test_edit(kept, tmp_path, capsys):
         assert run(restore.edit, folder, *asked, *more, "--out", tmp_path / name) == 0, capsys.readouterr().err
         assert {f.name for f in (tmp_path / name).iterdir()} == {"edited_1.png", "edited_2.png", "report.html"}
     assert "distance of style" in (tmp_path / "led" / "report.html").read_text()
+    assert "3 network calls, 6 rows fed, 24 rows decoded" in (tmp_path / "led" / "report.html").read_text()
     assert "distance of style" not in (tmp_path / "plain" / "report.html").read_text()
 
 
@@ -140,6 +144,91 @@ def test_rows_of_a_run(kept):
     assert torch.equal(whole.codes[known], codes[known]) and not torch.equal(whole.codes[~known], codes[~known])
     given = {"codes": codes, "known": known, "steps": 3}
     assert torch.equal(made(32, method="prior").codes, generate.drawn(trained, said, 4, **given)[1])
+
+
+class Seen:
+    """What is expected of the first picture: times, and embeddings (predictions, slots, d)."""
+
+    def __init__(self):
+        self.trail = Trail()
+
+    @property
+    def at(self):
+        return torch.stack(self.trail.embeddings)
+
+
+def nothing(count):
+    """An operator that is blind, so that nothing leads: gradients are 0."""
+    return Measured(lambda x: 0 * x.mean((1, 2, 3))[:, None], torch.zeros(count, 1))
+
+
+BLIND = {
+    "prior": ({}, {}),
+    "best_of": ({"count": 1}, {}),
+    "svdd": ({"count": 1}, {}),
+    "gradient": ({}, {}),
+    "aps": ({"steps": 2, "take": "sample"}, {"sampler": "ancestral"}),
+}
+
+
+@pytest.mark.parametrize("method", BLIND)
+@pytest.mark.parametrize("model", ["vq_diffusion", "maskgit", "vq_ddm"])
+def test_blocks_without_a_measurement(kept, model, method):
+    """What nothing leads is drawn as `sample` draws it: block by block."""
+    trained, said = once(kept(model, 3)), ["red", "dark blue", "", "red"]
+    options, knobs = BLIND[method]
+    made = posterior.restore(trained, nothing(4), said, method, 12, 5, options=options, **knobs)
+    assert torch.equal(made.codes, generate.drawn(trained, said, 5, steps=12)[1])
+    assert not torch.equal(made.codes, generate.drawn(trained, said, 5, steps=12, block=0, cache="none")[1])
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.blocks])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_blocks_given_a_measurement(kept, method, guidance):
+    """One block after the other, with guidance, codes that stay, and a measurement; nothing is told of later blocks."""
+    trained, operator, seen = once(kept("vq_diffusion", 3)), SuperResolution(2), Seen()
+    measured = Measured(operator, measure(operator, red(trained, 3)))
+    options = {"aps": {"steps": 3}, "g2d2": {"steps": 3}, "svdd": {"count": 2}, "best_of": {"count": 2}}
+    codes = torch.randint(0, 16, (3, 9, 1), generator=torch.Generator().manual_seed(0))
+    known = torch.arange(9).expand(3, -1) < 2
+    run = functools.partial(
+        posterior.restore, trained, measured, ["red", "dark blue", "red"], method, 6, codes=codes, known=known,
+        options=options.get(method), guidance=guidance,
+    )  # fmt: skip
+    made = run(seen=seen.trail.see)
+    whole = run(cache="none")  # blocks that are done are fed once: to svdd, whose children are copies, always
+    assert torch.equal(made.codes[known], codes[known]) and torch.equal(made.codes, whole.codes)
+    assert (made.info.fed < whole.info.fed) == (method != "svdd")
+    assert torch.equal(made.codes, run(batch=1).codes)
+    book = posterior.soft_of(trained).codebook[0]
+    unsaid = (
+        torch.isclose(seen.at, book.mean(0), atol=1e-5).all(-1).sum(1)
+    )  # blocks are counted from the first free slot
+    assert unsaid[0] == 4 and unsaid[-1] == 0 and (unsaid.diff() <= 0).all() and 1 in unsaid
+    assert torch.equal(seen.at[0, :2], book[codes[0, :2, 0]]) and seen.trail.times[0] == 1
+
+
+@pytest.mark.parametrize("method", ["prior", "best_of", "svdd"])
+def test_the_trail_is_of_what_is_kept(kept, method):
+    """From left to right, what is expected at the last step holds all codes but the last: those of the picture."""
+    trained, operator, seen = once(kept("maskgit")), SuperResolution(2), Seen()
+    measured = Measured(operator, measure(operator, red(trained, 2)))
+    options = {"svdd": {"count": 5, "alpha": 0.0}, "best_of": {"count": 5}}.get(method)
+    run = functools.partial(posterior.restore, trained, measured, ["red"] * 2, steps=9, seed=4, sampler="left_to_right")
+    made = run(method=method, seen=seen.trail.see, options=options)
+    book = posterior.soft_of(trained).codebook[0]
+    assert len(seen.at) == 9 and torch.allclose(seen.at[-1, :8], book[made.codes[0, :8, 0]])
+    assert seen.trail.times == pytest.approx([1 - n / 9 for n in range(9)])
+    first = run(method="prior").codes  # that of the same seed as the first copy
+    assert torch.equal(first[0], made.codes[0]) == (method == "prior")
+
+
+def test_the_trail_of_an_autoregressive_model(kept):
+    trained, seen = once(kept("autoregressive")), Seen()
+    made = posterior.restore(trained, nothing(2), ["red"] * 2, "prior", seen=seen.trail.see)
+    book = posterior.soft_of(trained).codebook[0]
+    assert torch.allclose(seen.at[-1, :8], book[made.codes[0, :8, 0]])
+    assert torch.equal(made.codes, generate.drawn(trained, ["red"] * 2)[1])
 
 
 def test_figures_of_a_masked_measurement():
@@ -234,6 +323,28 @@ def test_methods_that_do_not_fit_the_model(kept, model, method, message, tmp_pat
     argv = ("--sampler", method) if method not in METHODS else ("--method", method)
     assert run(restore.restore, kept(model), *argv, "--operator.factor", 2, "--out", tmp_path / "restored") == 2
     assert message in capsys.readouterr().err and not (tmp_path / "restored").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ("--method", "sgdd"),
+            "method is 'sgdd': a round of it changes all codes, the model makes blocks: one of aps, ",
+        ),
+        (
+            ("--sampler", "maskgit"),
+            "sampler is 'maskgit': the model makes blocks of 3 codes: take one that has a block",
+        ),
+        (("--method", "prior", "--sampler", "halton"), "sampler is 'halton': the model makes blocks of 3 codes"),
+    ],
+)
+def test_what_does_not_go_with_blocks(kept, argv, message, tmp_path, capsys, monkeypatch):
+    folder = kept("vq_diffusion", 3)
+    monkeypatch.setattr(type(once(folder).model), "forward", None)  # no network call
+    assert run(restore.restore, folder, "--operator.factor", 2, *argv, "--out", tmp_path / "restored") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "restored").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """benchmarks.posterior: cells of a toy base that are made once, and its table and goals from planted cells."""
 
+import dataclasses
 import functools
 import json
 from dataclasses import replace
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from picture_toy import quiet  # noqa: F401  (acts by itself)
 
 from benchmarks import posterior, posterior_table, results
-from benchmarks.posterior import LINEAR, METHODS, TASKS, Base, Run, Tried, regressed
-from benchmarks.posterior_table import STEPS, closed, rows
+from benchmarks.posterior import BESIDE, LINEAR, METHODS, TASKS, Base, Run, Tried, regressed
+from benchmarks.posterior_table import STEPS, closed, current, rows
+from discdiff.anchoring import Descent
 from discdiff.cli import guarded
 from discdiff.metrics import psnr
 from tasks.image import generate, quality
@@ -26,7 +28,6 @@ FEW = {
     "sgdd": Tried("sgdd", 2, {"steps": 2, "moves": 5}),
     "g2d2": Tried("g2d2", 2, {"steps": 2}, distance="l2"),
 }
-BESIDE = {"ceiling", "regression"}
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ def toy(picture_model, monkeypatch, tmp_path):
     """What `main` is told after a toy base took the place of the digits' and few steps that of the methods'."""
     trained = generate.opened(picture_model("vq_diffusion"))
     train, held = generate.load_said(trained.pictures, 3)
-    base = Base(trained, train, held.rows(torch.arange(len(held.x)) % 2 == 0), lambda x: F.avg_pool2d(x, 4))
+    judge = torch.nn.Linear(2, 1)
+    base = Base(trained, train, held.rows(torch.arange(len(held.x)) % 2 == 0), judge, lambda x: F.avg_pool2d(x, 4))
     assert len(base.held.x) >= 4
     monkeypatch.setitem(posterior.BASES, "mnist28", lambda run: base)
     monkeypatch.setattr(posterior, "METHODS", dict(FEW))
@@ -55,7 +57,8 @@ def test_cells_are_made_once(toy, monkeypatch, tmp_path, capsys):
     first = made(tmp_path)
     assert first.keys() == {(task, name) for task in ("sr", "inpaint") for name in (*BESIDE, *FEW)}
     for (_, name), (cell, _) in first.items():
-        assert [len(values) for values in cell["figures"].values()] == [4] * 4 and np.isfinite(cell["cost"]["MiB more"])
+        assert [len(values) for values in cell["figures"].values()] == [4] * 4
+        assert cell["sigma"] == posterior.SIGMA and len({cell[part] for part in posterior_table.MODELS}) == 3
         rows_of = {"prior": (3, 0), "aps": (2, 6), "aps_anchored": (2, 6), "ceiling": (0, 0), "regression": (0, 0)}
         if name in rows_of:
             assert (cell["cost"]["network rows"], cell["cost"]["decoded rows"]) == rows_of[name]
@@ -73,6 +76,8 @@ def test_cells_are_made_once(toy, monkeypatch, tmp_path, capsys):
             patch.setattr(posterior, name, None)  # whoever calls it raises
         assert guarded(posterior.main, argv) == 0 and made(tmp_path) == first
         assert guarded(posterior.main, [*argv, "--part", "table"]) == 0 and made(tmp_path) == first
+        assert guarded(posterior.main, [*argv, "--tasks", "sr"]) == 0 and made(tmp_path) == first
+        assert "inpaint, aps" in (tmp_path / "results.md").read_text()  # one task alone does not drive the others out
     monkeypatch.setitem(posterior.METHODS, "aps", replace(FEW["aps"], steps=3))
     capsys.readouterr()
     assert guarded(posterior.main, [*argv, "--save", "false"]) == 0
@@ -100,10 +105,13 @@ def test_other_settings_are_refused(toy, monkeypatch, tmp_path, capsys):
     assert refused("seed 0", "--seed", "1") and refused("count 4", "--count", "3", "--part", "table")
     assert guarded(posterior.main, [*argv, "--methods", "prior"]) == 0  # what no cell depends on
     other = {name: x + 0.01 if x.is_floating_point() else x for name, x in base.trained.model.state_dict().items()}
+    with torch.no_grad():
+        base.judge.weight += 1
+    assert refused("has cells of several", "--methods", "prior")  # its features are others
     base.trained.model.load_state_dict(other)
     assert refused("has cells of several", "--methods", "prior")  # the other method's are of the model before
     assert guarded(posterior.main, argv) == 0
-    assert len({cell["weights"] for cell, _ in made(tmp_path).values()}) == 1
+    assert len({cell[part] for cell, _ in made(tmp_path).values() for part in ("weights", "judge")}) == 2
 
 
 @pytest.mark.parametrize(
@@ -131,8 +139,25 @@ def test_methods_and_steps_are_known():
     for name, (_, after, before) in zip(("rank", "beta", "warm"), STEPS):  # each step changes one thing
         ours, theirs = (METHODS[each].options for each in (after, before))
         assert {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)} == {name}
-    own, warm = METHODS["aps_own"], METHODS["aps_warm"]
-    assert replace(own, knobs={}) == warm and own.knobs != warm.knobs
+    own, sure, warm = (METHODS[name] for name in ("aps_own", "aps_sure", "aps_warm"))  # and the last ones the kernel
+    assert replace(own, knobs=warm.knobs) == replace(sure, knobs=warm.knobs) == warm
+    assert [each.knobs["sampler"] for each in (warm, sure, own)] == ["maskgit", "confidence", "ancestral"]
+    spec = {METHODS[name].knobs["noise"] for name in ("aps", "aps_anchored", "aps_anchored_kl", "aps_warm")}
+    assert spec == {0.0}  # the order of the paper has no chance in it
+    assert {(how.distance, how.weight) for name, how in METHODS.items() if "g2d2" not in name} == {("gaussian", 1.0)}
+    assert METHODS["g2d2"].distance == "gaussian"
+
+
+def test_what_a_cell_says_of_itself(monkeypatch):
+    """Also what is not said: a default that changes makes a cell another one."""
+    before = {name: posterior.noted("sr", name) for name in (*METHODS, *BESIDE)}
+    assert before["aps_warm"]["settings"]["options"]["rate"] == Descent().rate
+    assert before["ceiling"] != before["regression"] and before["ceiling"]["sigma"] == 0.05
+    other = dataclasses.make_dataclass("Other", [("rate", float, 0.7), ("steps", int, 3), ("warm", bool, True)])
+    how = Tried("aps", 15, {"steps": 30})
+    monkeypatch.setitem(posterior.METHODS, "aps_warm", how)
+    monkeypatch.setitem(posterior.SAMPLERS, "aps", replace(posterior.SAMPLERS["aps"], options=other))
+    assert posterior.noted("sr", "aps_warm")["settings"]["options"] == {"rate": 0.7, "steps": 30, "warm": True}
 
 
 def test_regression():
@@ -151,8 +176,8 @@ def test_regression():
 # -- the table -------------------------------------------------------------------------------------------------------------
 
 
-def plant(folder, **values):
-    """A cell per method, of these PSNRs."""
+def plant(folder, task, **values):
+    """A cell per method, of these PSNRs, made as one of `task` is."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, each in values.items():
         figures = {
@@ -161,12 +186,20 @@ def plant(folder, **values):
             "features": [0.1] * len(each),
             "measurement": [0.05] * len(each),
         }
-        cell = {"weights": "w", "figures": figures, "cost": {"processor s": 2.0, "network rows": 15}}
+        cell = {**dict.fromkeys(posterior_table.MODELS, "w"), **posterior.noted(task, name), "figures": figures}
+        cell["cost"] = {"processor s": 2.0, "network rows": 15}
         (folder / f"{name}.json").write_text(json.dumps(cell))
 
 
+def read(folder):
+    """Cells (task -> name -> cell), and what is left out."""
+    return current(folder, TASKS, (*BESIDE, *METHODS), posterior.noted)
+
+
 def found(folder, task):
-    return {row["figure"].removeprefix(f"{task}: "): row for row in rows(folder, task, LINEAR)}
+    """As if the cells of sr were those of `task`."""
+    cells = read(folder)[0].get("sr", {})
+    return {row["figure"].removeprefix(f"{task}: "): row for row in rows(cells, task, LINEAR)}
 
 
 def verdicts(table):
@@ -178,8 +211,9 @@ IN_DECIBEL, IN_ERROR = "share of the gap from prior to ceiling in dB", "share of
 
 
 def test_goals_reached(tmp_path):
-    plant(tmp_path, **RUNGS, aps_warm=[12.0, 23.0, 35.0], prior=[1.0, 2.0, 3.0], ceiling=[15.0, 25.0, 38.0])
-    plant(tmp_path, sgdd=[11.5, 22.0, 34.0], best_of=[36.0, 3.0, 3.0], regression=[14.0, 24.0, 37.0])
+    sr = tmp_path / "sr"
+    plant(sr, "sr", **RUNGS, aps_warm=[12.0, 23.0, 35.0], prior=[1.0, 2.0, 3.0], ceiling=[15.0, 25.0, 38.0])
+    plant(sr, "sr", sgdd=[11.5, 22.0, 34.0], best_of=[36.0, 3.0, 3.0], regression=[14.0, 24.0, 37.0])
     table = found(tmp_path, "inpaint")
     step = [table[f"anchored re-masking: {part}"]["value"] for part in ("difference", "lower bound", "upper bound")]
     assert step == pytest.approx([1, 1, 1])  # paired: pictures are 10 dB apart, the methods are not
@@ -191,6 +225,7 @@ def test_goals_reached(tmp_path):
     lead = "aps_warm against sgdd, the best rival"
     assert table[f"{lead}: difference"]["value"] == pytest.approx(2.5 / 3)
     assert verdicts(table) == {f"{lead}: lower bound": True, IN_DECIBEL: True}
+    assert table[f"{IN_DECIBEL}, low"]["value"] < table[IN_DECIBEL]["value"] < table[f"{IN_DECIBEL}, high"]["value"]
     assert table[IN_DECIBEL]["value"] == pytest.approx((70 - 6) / (78 - 6))
     assert table["share of the gap in dB that the regression closes"]["value"] == pytest.approx((75 - 6) / (78 - 6))
     assert table["inpaint, aps: psnr"]["value"] == 20 and table["inpaint, aps: psnr, low"]["value"] < 20
@@ -203,15 +238,16 @@ def test_goals_reached(tmp_path):
 
 def test_goals_missed(tmp_path, capsys):
     folder = tmp_path / "run" / "mnist28"
-    plant(
-        folder / "cells" / "sr", aps_anchored=[15.0, 15.0], prior=[10.0, 10.0], ceiling=[20.0, 20.0], svdd=[14.0, 15.5]
-    )
-    table = found(folder / "cells" / "sr", "sr")
+    planted = {"aps_anchored": [15.0, 15.0], "prior": [10.0, 10.0], "ceiling": [20.0, 20.0], "svdd": [14.0, 15.5]}
+    plant(folder / "cells" / "sr", "sr", **planted)
+    table = found(folder / "cells", "sr")
     lead = "aps_anchored against svdd, the best rival"
     assert verdicts(table) == {f"{lead}: lower bound": False, IN_DECIBEL: False}
     assert table[IN_DECIBEL]["value"] == pytest.approx(0.5)
     assert table[IN_ERROR]["value"] == pytest.approx((0.1 - 10**-1.5) / (0.1 - 0.01))
-    assert closed({name: {"figures": {"psnr": [p]}} for name, p in (("prior", 9), ("ceiling", 19), ("a", 9))}, "a") == 0
+    assert table[f"{IN_DECIBEL}, low"]["value"] == table[f"{IN_DECIBEL}, high"]["value"] == pytest.approx(0.5)
+    cells = {name: {"figures": {"psnr": [p]}} for name, p in (("prior", 9), ("ceiling", 19), ("a", 9))}
+    assert closed(cells, "a") == (0, 0, 0)
     (folder / "run.json").write_text(json.dumps({"data": "mnist28", "count": 2, "regression": 400, "seed": 0}))
     argv = ["--part", "table", "--count", "2", "--save", "false", "--out", str(tmp_path / "run")]
     assert guarded(posterior.main, argv) == 0
@@ -220,9 +256,39 @@ def test_goals_missed(tmp_path, capsys):
 
 
 def test_only_what_is_there(tmp_path):
-    assert rows(tmp_path / "none", "sr", LINEAR) == []
-    plant(tmp_path, prior=[1.0, 2.0], ceiling=[3.0, 4.0], sgdd=[2.0, 3.0])
+    assert read(tmp_path / "none") == ({}, []) and rows({}, "sr", LINEAR) == []
+    plant(tmp_path / "sr", "sr", prior=[1.0, 2.0], ceiling=[3.0, 4.0], sgdd=[2.0, 3.0])
     assert not verdicts(found(tmp_path, "sr")) and "sr, sgdd: psnr" in found(tmp_path, "sr")
-    plant(tmp_path, aps_warm=[5.0], aps=[1.0])
+    plant(tmp_path / "sr", "sr", aps_warm=[5.0], aps=[1.0])
     with pytest.raises(ValueError, match="of one method only"):
-        rows(tmp_path, "sr", LINEAR)
+        found(tmp_path, "sr")
+
+
+def test_cells_made_otherwise_are_left_out(tmp_path, monkeypatch):
+    """Of other settings, of an operator or noise of before, of methods that are no more, and without a digest."""
+    plant(tmp_path / "sr", "sr", prior=[1.0], aps=[2.0], sgdd=[3.0])
+    plant(tmp_path / "hdr", "sr", prior=[1.0])  # of another operator
+    plant(tmp_path / "sr", "sr", gone=[1.0])
+    file = tmp_path / "sr" / "sgdd.json"
+    cell = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in cell.items() if name != "judge"}))
+    monkeypatch.setitem(posterior.METHODS, "aps", replace(METHODS["aps"], steps=3))
+    cells, stale = read(tmp_path)
+    assert {task: set(here) for task, here in cells.items()} == {"sr": {"prior"}}
+    assert stale == ["sr/aps", "sr/gone", "sr/sgdd", "hdr/prior"]
+    monkeypatch.setattr(posterior, "SIGMA", 0.1)
+    assert read(tmp_path)[0] == {}
+
+
+def test_the_share_of_the_gap_has_its_interval():
+    """Against the bootstrap's own standard error by the delta method: nearly normal for 400 pictures."""
+    rng = np.random.default_rng(1)
+    x = {"prior": rng.normal(10, 2, 400), "ceiling": rng.normal(25, 1, 400), "a": rng.normal(20, 3, 400)}
+    cells = {name: {"figures": {"psnr": values.tolist()}} for name, values in x.items()}
+    share = closed(cells, "a")
+    gap = x["ceiling"].mean() - x["prior"].mean()
+    residual = (x["a"] - x["prior"]) - share.mean * (x["ceiling"] - x["prior"])
+    error = residual.std() / gap / 400**0.5
+    assert share.mean == pytest.approx((x["a"].mean() - x["prior"].mean()) / gap)
+    assert (share.high - share.low) / 2 == pytest.approx(1.96 * error, rel=0.05)
+    assert share == closed(cells, "a") != closed(cells, "a", squared=True)

@@ -1,7 +1,8 @@
 """Posterior sampling given a measurement: anchored sampling (APS) and its rivals, on one base model and one data term."""
 
 from discdiff.anchoring.anchored import Anchored, expected_costs
-from discdiff.anchoring.canvas import Canvas, Chosen
+from discdiff.anchoring.canvas import Canvas
+from discdiff.anchoring.chosen import Chosen
 from discdiff.anchoring.descent import Descent, Fit
 from discdiff.anchoring.gibbs import SplitGibbs
 from discdiff.anchoring.selected import Selected, best_of

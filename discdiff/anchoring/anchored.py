@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discdiff.anchoring.canvas import Canvas, Chosen, tabled
+from discdiff.anchoring.canvas import Canvas, forbidden, limits
+from discdiff.anchoring.chosen import Chosen, chosen_codes, tabled
 from discdiff.anchoring.descent import Descent, Fit
-from discdiff.anchoring.failures import finite
+from discdiff.anchoring.failures import Costs
 from discdiff.anchoring.soft import Measured, SoftDecode
 from discdiff.config import checked
 from discdiff.denoisers import Guided, Prediction
@@ -21,7 +22,7 @@ from discdiff.layout import TokenBatch
 from discdiff.processes import Absorbing, Process
 from discdiff.types import State, Step
 
-LIKELIHOODS, TAKEN, RANKED = ("decoded", "expected_cost"), ("quantised", "argmax", "sample"), ("table", "prior")
+LIKELIHOODS, TAKEN, RANKED = ("decoded", "expected_cost"), ("quantised", "sample"), ("table", "prior")
 _ROWS, _FAR = 256, 50.0  # rows decoded at a time for expected costs; nats beyond which a tilt is not remembered
 Watch = Callable[[State, Step, Fit], None]
 
@@ -32,15 +33,17 @@ class Anchored(Wrapper):
 
     likelihood: "decoded" moves the table by `descent`; "expected_cost" tilts it exactly, p(c) ~ p_network(c) exp(-cost(c) /
     beta) with cost(c) that of the data in which one site has code c and all others what the network expects (beta 0 counts as
-    1), for small alphabets: every code of every site is decoded. take: the codes that are committed: the nearest ones to the
-    expectation ("quantised"), the likeliest, or a draw. rank: orders look at the optimised "table" (anchored re-masking) or at
-    the network's "prior" (standard re-masking). warm: each step begins where the network's new table, tilted as the last one
-    was, would be, not at the network's table (ours; the paper begins anew). Without `measured` nothing changes, token for
-    token. process: that of the sampler, for networks that predict cavities. watch: told of every fit.
+    1), for small alphabets: every code of every site is decoded. take: the codes that are committed: those nearest to the
+    expectation ("quantised"), or a draw ("sample"). Constraints, truncation and temperature around this act on the table
+    before either; at temperature 0 the likeliest code is taken. rank: orders look at the optimised "table" (anchored
+    re-masking) or at the network's "prior" (standard re-masking). warm: each step begins where the network's new table, tilted
+    as the last one was, would be, not at the network's table (ours; the paper begins anew). Without `measured` nothing changes,
+    token for token. process: that of the sampler, for networks that predict cavities. watch: told of every fit.
 
-    With any kernel, guidance inside, blocks and given tokens. Predictions are not exact: a posterior sampler that seeks modes;
-    the exact tilt is one for a single open site. Raises ValueError before the first network call for an operator, codebook or
-    tokenizer that does not fit.
+    With any kernel, guidance inside, blocks and given tokens. Where a position's clock has not begun, as in later blocks, the
+    network is not asked: the fit begins with all codes alike there. Predictions are not exact: a posterior sampler that seeks
+    modes; the exact tilt is one for a single open site. Raises ValueError before the first network call for an operator,
+    codebook or tokenizer that does not fit.
     """
 
     soft: SoftDecode
@@ -83,8 +86,8 @@ class Anchored(Wrapper):
             raise ValueError(
                 "rows of the run repeat in one call: copies of a row cannot share its memory, give warm=False"
             )
-        prediction, canvas = own(self.inner, self.process, state, step), Canvas.of(self.soft, state)
-        if not len(canvas.index):
+        prediction, canvas = own(self.inner, self.process, state, step), Canvas.of(self.soft, state, step)
+        if not bool(canvas.begun.any()):
             return prediction
         prior = canvas.prior(prediction)
         fit = self._fit(canvas, prior, step)
@@ -92,12 +95,18 @@ class Anchored(Wrapper):
             self.watch(state, step, fit)
         made = tabled(canvas, prediction, fit.logits)
         made = replace(made, cost=made.info._replace(decoded=made.info.decoded + fit.decoded))
-        choice = self._choice(canvas, fit, state)
-        ranking, source = made, None
-        if self.rank == "prior":
-            ranking, source = replace(prediction, cost=made.cost), made if choice is None else None
+        ranking, table = (made, None) if self.rank == "table" else (replace(prediction, cost=made.cost), made)
         fields = {name: getattr(ranking, name) for name in Prediction.__dataclass_fields__}
-        return Chosen(**fields, choice=choice, drawn_from=source)
+        if self.take == "sample":
+            return Chosen(**fields, table=table)
+
+        def choose(changed: Prediction) -> Tensor:
+            log_p = canvas.prior(changed)
+            return chosen_codes(canvas, canvas.expect(log_p.exp()), log_p, prediction)
+
+        return Chosen(
+            **fields, choice=chosen_codes(canvas, fit.embeddings, fit.logits, prediction), table=table, choose=choose
+        )
 
     def _fit(self, canvas: Canvas, prior: Tensor, step: Step) -> Fit:
         assert self.measured is not None
@@ -107,15 +116,16 @@ class Anchored(Wrapper):
                 return self.descent(canvas, prior, self.measured, label)
             tilt, key = self._tilt(canvas), canvas.key
             fit = self.descent(canvas, prior, self.measured, label, (prior + tilt[key]).log_softmax(-1))
-            tilt[key] = (fit.logits.log_softmax(-1) - prior).clamp(-_FAR, _FAR).nan_to_num(0.0)
+            moved = (fit.logits.log_softmax(-1) - prior).clamp_(-_FAR, _FAR)
+            tilt[key] = moved.masked_fill_(forbidden(prior), 0.0)  # nothing is known of what could not stand
             return fit
-        cost, beta = finite(expected_costs(canvas, prior, self.measured), label), self.descent.beta or 1.0
+        cost, beta = expected_costs(canvas, prior, self.measured, label), self.descent.beta or 1.0
         tilted = prior - cost / beta
         tilted = torch.where(tilted.amax(-1, keepdim=True) == -torch.inf, prior, tilted)
         least = -beta * tilted.logsumexp(-1)  # the smallest E_p[cost] + beta KL(p || p_network) there is
         loss = least.new_zeros(len(canvas.row)).index_add_(0, canvas.owner, least)
         logits = tilted.log_softmax(-1)
-        return Fit(logits, canvas.expect(logits.exp()), loss[None], cost.numel())
+        return Fit(logits, canvas.expect(logits.exp()), loss[None], int(canvas.begun.sum()) * cost.shape[1])
 
     def _tilt(self, canvas: Canvas) -> Tensor:
         """(rows of the run * sites of a row, codes): by how much the last fits moved the log probabilities."""
@@ -124,16 +134,6 @@ class Anchored(Wrapper):
             sites = canvas.known.shape[1] * canvas.soft.depth
             self.tilts["all"] = canvas.known.new_zeros(len(self.measured.y) * sites, canvas.soft.codebook.shape[1])
         return self.tilts["all"]
-
-    def _choice(self, canvas: Canvas, fit: Fit, state: State) -> Tensor | None:
-        if self.take == "sample":
-            return None
-        if self.take == "argmax":
-            symbols = fit.logits.argmax(-1)
-        else:
-            symbols = canvas.symbols(canvas.legal(fit.embeddings))
-        choice = state.tokens.new_full((state.tokens.numel(),), -1)
-        return choice.scatter(0, canvas.index, state.batch.ids(symbols, canvas.index))
 
 
 def own(inner: Any, process: Process, state: State, step: Step) -> Prediction:
@@ -145,16 +145,19 @@ def own(inner: Any, process: Process, state: State, step: Step) -> Prediction:
 
 
 @torch.no_grad()
-def expected_costs(canvas: Canvas, prior: Tensor, measured: Measured) -> Tensor:
-    """(m, codes): the loss of the data in which a site has a code, and all others those nearest to what `prior` expects."""
-    soft, count = canvas.soft, canvas.soft.codebook.shape[1]
-    codes = canvas.legal(canvas.expect(prior.exp()))
-    out = prior.new_empty(len(canvas.index), count)
-    for site in torch.arange(len(canvas.index), device=prior.device).split(max(1, _ROWS // count)):
+def expected_costs(canvas: Canvas, prior: Tensor, measured: Measured, label: str = "") -> Tensor:
+    """(m, codes): the loss of the data in which a site has a code, and all others those nearest to what `prior` expects,
+    infinite where it is not finite, which a RuntimeWarning tells; 0 at sites that have not begun.
+    """
+    soft, count, costs = canvas.soft, canvas.soft.codebook.shape[1], Costs()
+    codes = canvas.legal(canvas.expect(prior.exp()), limits(prior))
+    out = prior.new_zeros(len(canvas.index), count)
+    for site in canvas.begun.nonzero()[:, 0].split(max(1, _ROWS // count)):
         tried = codes[canvas.owner[site]].repeat_interleave(count, 0)
         row = torch.arange(len(tried), device=prior.device)
         slot = (canvas.place[site] % codes.shape[1]).repeat_interleave(count)
         tried[row, slot, canvas.level[site].repeat_interleave(count)] = row % count
-        loss = measured(soft.data(tried), canvas.row[canvas.owner[site]].repeat_interleave(count))
+        loss = costs(measured.terms(soft.data(tried), canvas.row[canvas.owner[site]].repeat_interleave(count)))
         out[site] = loss.view(-1, count).to(out)
+    costs.warn(label)
     return out

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from discdiff.anchoring.failures import finite
+from discdiff.anchoring.failures import Costs
 from discdiff.anchoring.soft import Measured, SoftDecode
 from discdiff.config import checked
 from discdiff.kernels import Ancestral
@@ -98,10 +98,12 @@ class SplitGibbs(Kernel):
         sites = free.sum(1)  # sites of a row that may move come first in `order`
         order = (~free).long().argsort(dim=1, stable=True)
 
-        def cost(codes: Tensor) -> Tensor:
-            return self.measured(self.soft.data(codes.view(rows, *columns.shape)), state.row).double()
+        costs = Costs()
 
-        loss = finite(cost(z), f"step {step.index}: ").clamp(max=1e300)  # inf - inf is no number
+        def cost(codes: Tensor) -> Tensor:
+            return costs(self.measured.terms(self.soft.data(codes.view(rows, *columns.shape)), state.row))
+
+        loss = cost(z).clamp(max=1e300)  # inf - inf is no number
         for number in range(self.moves):
             draw = noise.step(number)
             site = order[here, (draw.row_uniform(_SITE) * sites).long().clamp(max=order.shape[1] - 1)]
@@ -113,6 +115,7 @@ class SplitGibbs(Kernel):
             gain = odds * ((symbol != true).double() - (z[here, site] != true).double()) + loss - proposed
             take = (draw.row_uniform(_TAKE).log() < gain) & (sites > 0)
             z, loss = torch.where(take[:, None], tried, z), torch.where(take, proposed, loss)
+        costs.warn(f"step {step.index}: ")
         noisy = self.process.corrupt(batch.symbols(clean.tokens), step.s, noise.uniform(CORRUPT), batch.alphabet)
         ids = batch.ids(noisy.index_copy(1, columns.reshape(-1), z))
         return torch.where(state.free, ids, state.tokens), rows * (self.moves + 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from discdiff.anchoring.anchored import own
 from discdiff.anchoring.canvas import Canvas
-from discdiff.anchoring.failures import finite
+from discdiff.anchoring.failures import Costs
 from discdiff.anchoring.soft import Measured, SoftDecode
 from discdiff.config import checked
 from discdiff.denoisers import inverse_cdf
@@ -67,13 +67,15 @@ class Selected(Around):
     @torch.no_grad()
     def value(self, denoiser: Any, state: State, step: Step) -> tuple[Tensor, Info]:
         """-loss (n,) of what the codes of a state are expected to decode to, and what it cost."""
-        canvas = Canvas.of(self.soft, state)
+        canvas = Canvas.of(self.soft, state, step)
         e, cost = canvas.known, Info()
         if len(canvas.index):
             prediction = own(denoiser, self.process, state, step)
             e = canvas.expect(canvas.prior(prediction).exp())
             cost = prediction.info._replace(head_rows=len(canvas.index))
-        loss = finite(self.measured(self.soft.decode(e), state.row).double(), f"step {step.index}: ")
+        costs = Costs()
+        loss = costs(self.measured.terms(self.soft.decode(e), state.row))
+        costs.warn(f"step {step.index}: ")
         return -loss.clamp(max=1e300), cost._replace(decoded=cost.decoded + len(state.row))  # inf - inf is no number
 
 
@@ -91,8 +93,10 @@ def best_of(
     seeds = [seed + i for i in range(count * len(batch.tokens))] if isinstance(seed, int) else list(seed)
     state, info = run(denoiser, batch.repeat(count), seeds)
     codes = state.batch.symbols(state.tokens)[:, soft.columns(batch.layout)]
+    costs = Costs()
     with torch.no_grad():
-        loss = measured(soft.data(codes), torch.div(state.row, count, rounding_mode="floor"))
-    kept = finite(loss, "").view(-1, count).argmin(1)
+        loss = costs(measured.terms(soft.data(codes), torch.div(state.row, count, rounding_mode="floor")))
+    costs.warn("after the last step: ")
+    kept = loss.view(-1, count).argmin(1)
     chosen = torch.arange(len(kept), device=kept.device) * count + kept
     return state.rows(chosen), info._replace(decoded=info.decoded + len(loss))

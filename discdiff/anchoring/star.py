@@ -12,7 +12,8 @@ from torch import Tensor
 
 from discdiff.anchoring.adam import Adam
 from discdiff.anchoring.anchored import own
-from discdiff.anchoring.canvas import Canvas, tabled
+from discdiff.anchoring.canvas import NEVER, Canvas, forbidden
+from discdiff.anchoring.chosen import tabled
 from discdiff.anchoring.descent import away, project, slope
 from discdiff.anchoring.failures import Failures
 from discdiff.anchoring.soft import Measured, SoftDecode
@@ -97,7 +98,7 @@ class Relaxed:
         rate, kl = (
             x * 10 ** (w * span)[owner, None] for x, w in ((self.rate, self.rate_span), (self.kl, self.kl_span))
         )
-        phi = prior.clamp(min=-1e4)
+        phi = prior.clamp(min=NEVER)
         adam, failures = Adam(phi, rate, rectified=True), Failures(canvas.row)
         active = torch.ones_like(canvas.row, dtype=torch.bool)
         grad, pull = torch.empty_like(phi), torch.empty_like(phi)
@@ -116,7 +117,7 @@ class Relaxed:
             phi.sub_(phi.logsumexp(-1, keepdim=True))
         if failures.warn(list(terms), label):
             adam.undo(failures.when[owner])
-        return phi.log_softmax(-1)
+        return phi.log_softmax(-1).masked_fill_(forbidden(prior), -torch.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +145,8 @@ class StarTable(Wrapper):
     @torch.no_grad()
     def __call__(self, state: State, step: Step) -> Prediction:
         prediction = own(self.inner, self.process, state, step)
-        canvas = Canvas.of(self.soft, state)
-        if not len(canvas.index):
+        canvas = Canvas.of(self.soft, state, step)
+        if not bool(canvas.begun.any()):
             return prediction
         seeds = row_seeds(self.relaxed.seed, len(self.measured.y))[state.row.cpu()]
         noise = Noise.seeded(seeds, state.valid).step(step.index)

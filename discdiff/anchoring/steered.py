@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from discdiff.anchoring.anchored import own
-from discdiff.anchoring.canvas import Canvas, tabled
+from discdiff.anchoring.canvas import Canvas
+from discdiff.anchoring.chosen import tabled
 from discdiff.anchoring.descent import slope
 from discdiff.anchoring.failures import Failures
 from discdiff.anchoring.soft import Measured, SoftDecode
@@ -49,8 +50,8 @@ class Steered(Wrapper):
     @torch.no_grad()
     def __call__(self, state: State, step: Step) -> Prediction:
         prediction = own(self.inner, self.process, state, step)
-        canvas = Canvas.of(self.soft, state)
-        if not len(canvas.index) or not self.scale:
+        canvas = Canvas.of(self.soft, state, step)
+        if not self.scale or not bool(canvas.begun.any()):
             return prediction
         prior = canvas.prior(prediction)
         terms, g = slope(canvas, prior.exp(), self.measured, quantised=False)

@@ -52,15 +52,15 @@ class Shown(NamedTuple):
 
 @dataclass
 class Trail:
-    """What a run expects of its first picture at every prediction; `see` is told."""
+    """What a run expects of its first picture, of several draws the one it keeps, at every prediction; `see` is told."""
 
     times: list[float] = field(default_factory=list)
     embeddings: list[Tensor] = field(default_factory=list)
 
-    def see(self, row: Tensor, time: float, embeddings: Tensor) -> None:
+    def see(self, row: Tensor, time: Tensor, embeddings: Tensor) -> None:
         here = (row == 0).nonzero()[:1, 0]
         if len(here):
-            self.times.append(time)
+            self.times.append(float(time[here[0]]))
             self.embeddings.append(embeddings[here[0]])
 
     @torch.no_grad()

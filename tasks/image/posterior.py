@@ -47,6 +47,9 @@ def method_for(trained: Trained, name: str) -> Method:
     fits = [each for each, method in METHODS.items() if not method.ahead]
     ok = trained.generator.method != "autoregressive" or name in fits
     checked("method", name, ok, f"an autoregressive model tells of the next code alone: {' or '.join(fits)}")
+    able = [each for each, method in METHODS.items() if method.blocks]
+    ok = not trained.generator.block or name in able
+    checked("method", name, ok, f"a round of it changes all codes, the model makes blocks: one of {', '.join(able)}")
     return METHODS[name]
 
 
@@ -68,9 +71,9 @@ def restore(
     """Pictures of which something was measured: one condition ("" for none) and one row of `measured.y` each.
 
     steps: of the run, 0 for the method's own; options: of the method, by name; knobs: of the sampler, among them `sampler`,
-    its name, and `guidance`. codes (n, slots, depth) stay where `known` (n, slots). Picture n has the seed seed + n, and
-    `batch` of them are made at a time. seen: is told what is expected on the way (`Watched`), of the first batch. Raises
-    ValueError, before the first network call, for what does not fit.
+    its name, and `guidance`; a model that makes blocks is asked for one after the other. codes (n, slots, depth) stay where
+    `known` (n, slots). Picture n has the seed seed + n, and `batch` of them are made at a time. seen: is told what is expected
+    on the way (`Watched`), of the first batch. Raises ValueError, before the first network call, for what does not fit.
     """
     chosen = method_for(trained, method)
     settings, knobs = build(chosen.options, options or {}), dict(knobs)
@@ -78,9 +81,10 @@ def restore(
         "y", len(measured.y), len(measured.y) == len(conditions), f"there are {len(conditions)} conditions: one each"
     )
     checked("batch", batch, batch >= 1, "at least one picture at a time")
-    if trained.generator.method == "autoregressive":
-        knobs = {"sampler": trained.sampler, "cache": "block", **knobs}
+    wanted = trained.generator
+    if wanted.method == "autoregressive":
         one = trained.sampler
+        knobs = {"sampler": one, "cache": "block", **knobs}
         checked("sampler", knobs["sampler"], knobs["sampler"] == one, f"an autoregressive model is sampled by {one}")
         checked("steps", steps, steps == 0, "0: an autoregressive model makes one code after the other")
     elif steps or chosen.steps:
@@ -92,7 +96,8 @@ def restore(
         here = torch.arange(start, min(start + batch, len(conditions)))
         part = replace(measured, y=measured.y[here].to(device))
         seeds = [seed + n for n in here.tolist()]
-        case = Case(process, trained.sampler, soft, part, settings, knobs, seeds, None if start else seen)
+        told = None if start else seen
+        case = Case(process, trained.sampler, soft, part, settings, knobs, seeds, told, wanted.block)
         run = chosen.build(case)
         state, info = run(denoiser_of(trained.model), rows.rows(here).to(device), seeds, seen and _together)
         found.append(state.batch.symbols(state.tokens)[:, columns.to(device)].cpu())

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,9 @@ def restore(prog: str, argv: Sequence[str]) -> None:
     trained = _opened(chosen["folder"], wanted.method, wanted.condition)
     x, y = _measured(trained, operator, noise, wanted)
     measured, trail = Measured(operator, y.expand(wanted.count, *y.shape[1:]), **term), Trail()
-    said = [wanted.condition] * wanted.count
+    said, start = [wanted.condition] * wanted.count, time.perf_counter()
     made = posterior.restore(trained, measured, said, wanted.method, seen=trail.see, **how)
+    cost = restored_page.spent(made.info, time.perf_counter() - start)
     pictures = {"restored": made.pictures}
     if wanted.count > 1:
         pictures["mean"] = made.pictures.mean(0, keepdim=True)
@@ -58,11 +60,11 @@ def restore(prog: str, argv: Sequence[str]) -> None:
         pictures = {"original": from_bytes(x), "codes": back, **pictures}
     out, rows = Path(wanted.out), figures(operator, y, pictures)
     _save({**pictures, "measurement": y}, out, ("original", "measurement", "restored"))
-    found = {"rows": rows, "sigma": sigma, **{name: getattr(made.info, name) for name in ("nfe", "decoded")}}
+    found = {"rows": rows, "sigma": sigma, **cost}
     write_atomically(out / "metrics.json", (json.dumps(found, indent=2) + "\n").encode())
     title = f"{wanted.operator.replace('_', ' ')}, restored by {wanted.method}"
     steps = trail.shown(trained, operator, y)
-    print(restored_page.restored(out / "report.html", title, pictures, y, rows, sigma, made.info, steps))
+    print(restored_page.restored(out / "report.html", title, pictures, y, rows, sigma, cost, steps))
 
 
 def edit(prog: str, argv: Sequence[str]) -> None:
@@ -88,8 +90,9 @@ def edit(prog: str, argv: Sequence[str]) -> None:
         measured = style.near(reference, wanted.count, region, **term)
     codes, grid = quality.encode(trained.tokenizer, x)
     given: dict[str, Any] = {"codes": codes.expand(wanted.count, -1, -1), "known": ~hole.expand(wanted.count, -1)}
-    trail, conditions = Trail(), [wanted.condition] * wanted.count
+    trail, conditions, start = Trail(), [wanted.condition] * wanted.count, time.perf_counter()
     made = posterior.restore(trained, measured, conditions, method, seen=trail.see, **given, **how)
+    cost = restored_page.spent(made.info, time.perf_counter() - start)
     back, out = quality.decode(trained.tokenizer, codes, grid), Path(wanted.out)
     _save({"edited": made.pictures}, out, ("edited",))
     errors, steps = {}, trail.shown(trained)
@@ -99,7 +102,8 @@ def edit(prog: str, argv: Sequence[str]) -> None:
         steps = trail.shown(trained, measured.operator, measured.y[:1])
     title = f"{wanted.condition or 'A region'} by {method}"
     file = out / "report.html"
-    print(restored_page.edited(file, title, from_bytes(x), back, ~region, made.pictures, reference, errors, steps))
+    shown = (from_bytes(x), back, ~region, made.pictures, reference, errors)
+    print(restored_page.edited(file, title, *shown, cost, steps))
 
 
 def _sections(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

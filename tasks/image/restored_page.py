@@ -19,6 +19,17 @@ MOST = 8  # pictures of a row
 SAID = {"original": "original", "codes": "its codes", "restored": "restored", "mean": "mean"}
 
 
+def spent(info: Info, seconds: float) -> dict[str, float]:
+    """What a run took: wall seconds, network calls and the rows they fed, and the rows that were decoded."""
+    rows = {"nfe": info.nfe, "network_rows": info.network_rows, "decoded": info.decoded}
+    return {"seconds": seconds, **{name: int(value) for name, value in rows.items()}}
+
+
+def _told(cost: Mapping[str, float]) -> str:
+    calls = f"{cost['nfe']} network calls, {cost['network_rows']} rows fed, {cost['decoded']} rows decoded"
+    return f"{cost['seconds']:.1f} seconds, {calls}"
+
+
 def restored(
     file: Path,
     title: str,
@@ -26,11 +37,13 @@ def restored(
     y: Tensor,
     rows: Sequence[Mapping[str, Any]],
     sigma: float,
-    cost: Info,
+    cost: Mapping[str, float],
     trail: Shown | None,
 ) -> Path:
-    """Write the page; pictures in [-1, 1] by name, y the measurement (1, ...), rows those of `fidelity.figures`."""
-    report = Report(title, f"{cost.nfe} network calls, {cost.decoded} rows decoded")
+    """Write the page; pictures in [-1, 1] by name, y the measurement (1, ...), rows those of `fidelity.figures`, cost
+    that of `spent`.
+    """
+    report = Report(title, _told(cost))
     made = [row for row in rows if row["picture"].startswith("restored")]
 
     def mean(name: str) -> float | None:
@@ -72,12 +85,13 @@ def edited(
     made: Tensor,
     reference: Tensor | None,
     errors: Mapping[str, float],
+    cost: Mapping[str, float],
     trail: Shown | None,
 ) -> Path:
     """Write the page of a picture (1, ...), its reconstruction, the pixels (height, width) that are kept, what was made of
-    it, and the reference with distances of style where there is one.
+    it, the reference with distances of style where there is one, and what it took.
     """
-    report = Report(title, f"{float(kept.double().mean()):.0%} of the picture is kept")
+    report = Report(title, f"{float(kept.double().mean()):.0%} of the picture is kept; {_told(cost)}")
     report.heading("Before and after")
     row = [x, back, torch.where(kept, back, 0.0), made[:MOST]]
     labels = ["original", "its codes", "what is kept", *["edited"] * len(row[-1])]
