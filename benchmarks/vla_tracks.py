@@ -20,14 +20,14 @@ from tasks.vla.policy import Decoding, Policy
 from tasks.vla.sentences import Instruction, held_out, said, varied
 
 VARIANTS = {  # of a method, and what they are trained on
-    "masked_ratios": ("masked", Loss(full=0.0)),  # masked by MaskGIT's ratios alone
-    "masked_exact": ("masked", Loss(jitter=0.0, full=0.0)),  # and visible numbers are shown as they are
+    "masked_narrow": ("masked", Loss(width=0.02, full=0.0)),  # narrow labels, masked by MaskGIT's ratios alone
+    "masked_exact": ("masked", Loss(width=0.02, jitter=0.0, full=0.0)),  # and visible numbers are shown as they are
     "masked_plain": ("masked", Loss(0.0, 0.0, jitter=0.0, full=0.0)),  # and plain cross-entropy, as the public ones
     "autoregressive": ("autoregressive", Loss(jitter=0.0)),  # as it is usual
     "autoregressive_jitter": ("autoregressive", Loss()),
 }
 METHODS = (
-    *("masked", "masked_ratios", "masked_exact", "masked_plain"),
+    *("masked", "masked_narrow", "masked_exact", "masked_plain"),
     *("autoregressive", "autoregressive_jitter", "parallel", "flow"),
 )
 EVALUATION, DEVELOPMENT, HELD_OUT, SWAPPED = "evaluation", "development", "held_out", "swapped"
@@ -111,18 +111,18 @@ SAID = {
 SEEN = {"masked": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1,))}, **_TWINS}
 
 
-def _with_ratios(each: dict[str, Any]) -> dict[str, Any]:
-    return {**each, "masked_ratios": each["masked"]}
+def _with_narrow(each: dict[str, Any]) -> dict[str, Any]:
+    return {**each, "masked_narrow": each["masked"]}
 
 
 SHARED = tuple(task for tasks in LANG.values() for task in tasks)
 TRACKS = {
-    "easy10": Track(EASY10, 50, _with_ratios(STATE), least=95.0),
-    "hard10": Track(HARD10, 25, _with_ratios(HARD), least=63.0),
+    "easy10": Track(EASY10, 50, _with_narrow(STATE), least=95.0),
+    "hard10": Track(HARD10, 25, _with_narrow(HARD), least=63.0),
     "few5": Track(EASY10, 5, FEW, source="easy10"),
-    "few10": Track(EASY10, 10, _with_ratios(FEW), source="easy10"),
-    "multimodal": Track(MULTIMODAL, 50, _with_ratios(WAYS)),
-    "language": Track(SHARED, 50, _with_ratios(SAID), trained=varied, kinds=(EVALUATION, HELD_OUT, SWAPPED)),
+    "few10": Track(EASY10, 10, _with_narrow(FEW), source="easy10"),
+    "multimodal": Track(MULTIMODAL, 50, _with_narrow(WAYS)),
+    "language": Track(SHARED, 50, _with_narrow(SAID), trained=varied, kinds=(EVALUATION, HELD_OUT, SWAPPED)),
     "image10": Track(EASY10, 50, SEEN, policy=Policy(picture=64, proprio=PROPRIO)),
 }
 UNIMODAL = ("easy10", "hard10", "few5", "few10")

@@ -54,7 +54,7 @@ class Loss:
     besides, as the first round of every decoding meets them.
     """
 
-    width: float = 0.02
+    width: float = 0.15
     weight: float = 1.0
     distance: str = "absolute"
     jitter: float = 0.4
