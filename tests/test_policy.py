@@ -319,7 +319,7 @@ def test_rows_hold_what_the_objective_needs(policies, method):
     if method not in CONTINUOUS:
         assert plain.jitter is None and objective_of(policy, Loss()).jitter.width == Loss().jitter
     if method == "masked":
-        assert objective_of(policy, Loss(weights="elbo")).masker == Bernoulli()
+        assert objective_of(policy, Loss(weights="elbo", full=0.0)).masker == Bernoulli()
         assert objective_of(policy, Loss(full=0.2)).masker == FullyMasked(FixedCount(), 0.2)
 
 
