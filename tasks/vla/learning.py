@@ -23,14 +23,11 @@ from discdiff.training import DiffusionTrainer, TrainingSettings
 from tasks.common.words import Lexicon
 from tasks.text.base import Base, load_base
 from tasks.vla.continuous import CONTINUOUS, ContinuousModel, Regression
-from tasks.vla.episodes import Episode
-from tasks.vla.lerobot import windows
-from tasks.vla.policy import (
+from tasks.vla.design import (
     ACTION,
     SAY,
     STATE,
     VIEW,
-    ActionPolicy,
     Decoding,
     Policy,
     Scale,
@@ -38,6 +35,9 @@ from tasks.vla.policy import (
     features_of,
     layout_of,
 )
+from tasks.vla.episodes import Episode
+from tasks.vla.lerobot import windows
+from tasks.vla.policy import ActionPolicy
 from tasks.vla.spoken import Spoken
 from tokenizers_vq.action.bins import ActionBins
 

@@ -15,9 +15,9 @@ from discdiff.training import TrainingSettings
 from tasks.common.fitting import Reconstruction, fit
 from tasks.image.quality import Items, error
 from tasks.image.tokenizer import build
+from tasks.vla.design import Decoding
 from tasks.vla.episodes import Episode
 from tasks.vla.lerobot import windows
-from tasks.vla.policy import Decoding
 from tasks.vla.unified import Foreseen, UnifiedPolicy, channels_first
 from tasks.vla.unified_design import FUTURE, IMAGE, PICTURE
 from tokenizers_vq.image import ImageTokenizer, ImageTokenizerConfig, from_bytes
