@@ -1,5 +1,6 @@
 """The transformer: against Llama, its invariances (U1-U9 of the token interface), caches, gradients."""
 
+import copy
 import warnings
 
 import pytest
@@ -354,7 +355,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 def test_bfloat16_and_autocast_run():
     batch = make_batch(MIXED, tokens_of(MIXED))
     model = make(dtype=torch.bfloat16, std=0.05, qk_norm=True)
-    exact = make(dtype=torch.float32, std=0.05, qk_norm=True)
+    exact = copy.deepcopy(model).float()
     expected = exact(batch=batch, labels=batch.tokens)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = exact(batch=batch, labels=batch.tokens)

@@ -207,10 +207,16 @@ class MimiTokenizer(AudioCodec):
         return torch.cat(found, -1)[:, : self.depth].reshape(*e.shape[:-1], -1)
 
     def encoder_output(self, x: Tensor) -> Tensor:
-        return self.codec.encoder(x).latents
+        codec = self.codec
+        if hasattr(codec.encoder, "downsample"):  # as in later versions of transformers, the whole way
+            return codec.encoder(x).latents
+        return codec.downsample(codec.encoder_transformer(codec.encoder(x).mT).last_hidden_state.mT)
 
     def decoder_output(self, e: Tensor) -> Tensor:
-        return self.codec.decoder(e).audio_values
+        codec = self.codec
+        if hasattr(codec.decoder, "upsample"):
+            return codec.decoder(e).audio_values
+        return codec.decoder(codec.decoder_transformer(codec.upsample(e).mT).last_hidden_state.mT)
 
 
 def tables(group: Any) -> list[Tensor]:
