@@ -63,13 +63,14 @@ _AGAIN = {
     **_each("mode", (12,), "dd_vla mode", sampler="dd_vla"),
 }
 _SAMPLED: dict[str, Any] = {"temperature": 1.0}
-_LEFT = {"argmax": Decoding(read="argmax"), "expectation": Decoding()}
+_LEFT = {"argmax": Decoding(read="argmax"), "expectation": Decoding(read="expectation")}
 _ONE = {"1 pass": Decoding()}
 _EULER = {f"{n} Euler step{'s' * (n > 1)}": Decoding(steps=n) for n in (1, 4, 8)}
 _TWINS = {"autoregressive": _LEFT, "parallel": _ONE, "flow": _EULER}
 
 STATE = {
     "masked": {
+        **_each("centre", (1, 4, 16)),
         **_each("expectation", (1, 4, 8, 16)),
         **_each("expectation", (16,), "expectation, random order", sampler="random"),
         **_each("argmax", (1, 16)),
@@ -84,7 +85,8 @@ HARD = {
     "autoregressive_jitter": _LEFT,
     "masked_exact": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1, 16)), **_MASKGIT},
 }
-FEW = {"masked": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1,)), **_AGAIN}, **_TWINS}
+_READ = {**_each("centre", (1, 4, 16)), **_each("expectation", (1, 4, 16)), **_each("argmax", (1,))}
+FEW = {"masked": {**_READ, **_AGAIN}, **_TWINS}
 WAYS = {
     "masked": {
         **_each("near", (1, 4, 16), "sampled, read near", **_SAMPLED),
@@ -103,16 +105,18 @@ WAYS = {
     "autoregressive": {**_LEFT, "sampled token": Decoding(read="token", **_SAMPLED)},
 }
 SAID = {
-    "masked": {**_each("expectation", (1, 16)), **_each("argmax", (1,))},
-    "autoregressive": {"expectation": Decoding()},
+    "masked": {**_each("centre", (1, 16)), **_each("expectation", (1, 16)), **_each("argmax", (1,))},
+    "autoregressive": {"expectation": Decoding(read="expectation")},
     "parallel": _ONE,
     "flow": {"8 Euler steps": Decoding(steps=8)},
 }
-SEEN = {"masked": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1,))}, **_TWINS}
+SEEN = {"masked": _READ, **_TWINS}
 
 
 def _with_narrow(each: dict[str, Any]) -> dict[str, Any]:
-    return {**each, "masked_narrow": each["masked"]}
+    """With narrow labels, too, which need no other read-out: their means are the numbers they are of, nearly."""
+    same = {name: how for name, how in each["masked"].items() if how.read != "centre"}
+    return {**each, "masked_narrow": same}
 
 
 SHARED = tuple(task for tasks in LANG.values() for task in tasks)
@@ -129,6 +133,11 @@ UNIMODAL = ("easy10", "hard10", "few5", "few10")
 # LeRobot's, of `benchmarks.vla_peers`, which are told numbers and which sentence of the track it is, no words and no pictures.
 PEERS = {"act": {"1 pass": Decoding()}, "diffusion_policy": {"10 DDIM steps": Decoding(steps=10)}}
 PEERED = (*UNIMODAL, "multimodal")
+
+
+def base_of(method: str) -> str:
+    """Whose fields of `Decoding` a method takes: of a variant its base, of a peer those of flow."""
+    return "flow" if method in PEERS else VARIANTS[method][0] if method in VARIANTS else method
 
 
 def decoders_of(track: str) -> dict[str, Mapping[str, Decoding]]:

@@ -59,6 +59,17 @@ class CodeValues:
                 self.__dict__[key] = torch.tensor(padded, dtype=torch.float64).to(device, dtype)
         return self.__dict__[key]
 
+    def means(self, width: float, device: torch.device | str = "cpu") -> Tensor:
+        """The means of the soft labels of `table`'s codes (rows, widest codebook), float64; built once."""
+        key = f"means@{width}@{device}"
+        if key not in self.__dict__:
+            found = torch.full_like(self.table(), math.nan)
+            for row, v in enumerate(map(torch.tensor, self.rows)):
+                v = v.double()
+                found[row, : len(v)] = soft_label(v, v, width) @ v
+            self.__dict__[key] = found.to(device)
+        return self.__dict__[key]
+
     def check(self, layout: Layout) -> None:
         """Raise ValueError unless the numbers fit the layout."""
         _places(self, layout, "cpu")
@@ -141,6 +152,28 @@ def near(p: Tensor, values: Tensor, centre: Tensor, window: float = 0.05) -> Ten
     share = p * ((values - centre[:, None]).abs() <= window)
     total = share.sum(-1)
     return torch.where(total > 0, (share * values).sum(-1) / total.clamp(min=1e-300), centre)
+
+
+def soft_label(values: Tensor, number: Tensor, width: float) -> Tensor:
+    """q(c) ~ exp(-(v_c - number)^2 / (2 width^2)) over `values`, (codes,) or (n, codes), for numbers (n,): (n, codes)."""
+    width = max(width, torch.finfo(values.dtype).tiny)  # 0 / 0 would be no label
+    return (-0.5 * ((values - number[:, None]) / width).square()).softmax(-1)
+
+
+def centre(p: Tensor, values: Tensor, means: Tensor) -> Tensor:
+    """The number whose soft label has the mean of a law p (n, codes), between codes in proportion: (n,).
+
+    Labels are cut off at the ends of the range, so that their means lie inside of the numbers that they are of, and so does the
+    expectation of a network that has learned them; `centre` undoes it. It is the number whose label is nearest to p, min over
+    v of KL(p || q_v). values, means: (codes,) or (n, codes), the means being those of the labels of the codes.
+    """
+    values, means = values.expand_as(p).contiguous(), means.expand_as(p).contiguous()
+    mean = (p * values).sum(-1, keepdim=True)
+    high = torch.searchsorted(means, mean).clamp(1, p.shape[1] - 1)
+    ends = torch.cat([high - 1, high], -1)
+    (low, top), (first, last) = (each.gather(-1, ends).unbind(-1) for each in (means, values))
+    share = (mean[:, 0] - low) / (top - low).clamp(min=torch.finfo(p.dtype).tiny)
+    return torch.lerp(first, last, share.clamp(0, 1))
 
 
 def around(p: Tensor, values: Tensor, window: float) -> Tensor:

@@ -14,7 +14,7 @@ from discdiff.denoisers import Prediction, Wrapper
 from discdiff.kernels.base import Around, Kernel, select
 from discdiff.noise import Noise
 from discdiff.types import Info, State, Step
-from discdiff.values import READ_OUTS, CodeValues, near, read_out
+from discdiff.values import READ_OUTS, CodeValues, centre, near, read_out
 
 VALUE = "value"
 _PLACE = "value_place"
@@ -26,10 +26,11 @@ class Valued(Around):
     """A kernel whose `state.memory["value"]` (batch, length) float64 holds the number of every committed position whose code is
     one, nan elsewhere: that of the token for what is given, else read out of the prediction by which it was committed.
 
-    how: "expectation", "mode" or "argmax" (`values.read_out`), "near", the mean within `window` of the drawn token's number, or
-    "token", that number itself. Later rounds see the drawn tokens, or with `nearest` the codes nearest to the numbers read
-    out, so that they see what will be carried out. Two even modes have their expectation between them: take "mode" there,
-    or draw one and read "near" it, or more rounds.
+    how: "expectation", "mode" or "argmax" (`values.read_out`); "near", the mean within `window` of the drawn token's number;
+    "centre", the number whose soft label of width `window` has the law's mean (`values.centre`), for networks that learned
+    by `Ordinal(width=window)`; or "token", the drawn token's number itself. Later rounds see the drawn tokens, or with
+    `nearest` the codes nearest to the numbers read out, so that they see what will be carried out. Two even modes have their
+    expectation between them: take "mode" there, or draw one and read "near" it, or more rounds.
 
     The prediction is the step's last network call that moves the position and hides it (of a token drawn again, the last that
     hides it; without such a call, the last), with all wrappers, but at temperature 1 where the draw is at 0. The trunk is not
@@ -48,7 +49,7 @@ class Valued(Around):
 
     def __post_init__(self) -> None:
         checked("values", self.values, isinstance(self.values, CodeValues), 'give CodeValues({"action": levels})')
-        ways = (*READ_OUTS, "near", "token")
+        ways = (*READ_OUTS, "near", "centre", "token")
         checked("how", self.how, self.how in ways, f"choose from {', '.join(ways)}")
         checked("window", self.window, 0 < self.window < math.inf, "above 0, in the unit of the values")
         ok = not self.nearest or (self.how != "token" and self.inner.final)
@@ -100,7 +101,10 @@ class Valued(Around):
                 if len(piece):
                     v = table[place[piece], :size].contiguous()
                     p = law.log_probs(index[piece]).double().exp()
-                    if self.how == "near":
+                    if self.how == "centre":
+                        means = self.values.means(self.window, index.device)
+                        number[piece] = centre(p, v, means[place[piece], :size])
+                    elif self.how == "near":
                         number[piece] = near(p, v, drawn[piece], self.window)
                     else:
                         number[piece] = read_out(p, v, self.how, self.window)

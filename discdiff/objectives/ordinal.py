@@ -12,7 +12,7 @@ from discdiff.config import checked
 from discdiff.layout import Layout, TokenBatch
 from discdiff.objectives.heads import Part, cross_entropy, predicted
 from discdiff.processes import Absorbing, PerSegment, Process
-from discdiff.values import CodeValues
+from discdiff.values import CodeValues, soft_label
 
 DISTANCES = ("absolute", "squared")
 
@@ -24,10 +24,11 @@ class Ordinal:
         -sum_c q(c) log p(c) + weight * |sum_c p(c) v_c - v_c*|,    q(c) ~ exp(-(v_c - v_c*)^2 / (2 width^2)).
 
     width is in the unit of the values (256 even levels in [-1, 1] are 0.0078 apart); 0 is hard cross-entropy, and any width
-    far below the step between levels equals it. The soft labels' loss keeps the entropy of q, a constant. distance: "absolute",
-    or "squared" for its square. Other modalities keep their cross-entropy, bit for bit. Soft labels as in Diaz and Marathe,
-    "Soft Labels for Ordinal Regression" (CVPR 2019). Raises ValueError for numbers out of range, for an option that changes
-    nothing and, before the network is asked, for values that do not fit the layout and for segments that are not absorbing.
+    far below the step between levels equals it. The soft labels' loss keeps the entropy of q, a constant; numbers are read
+    out of what learned from them by `Valued(how="centre", window=width)`. distance: "absolute", or "squared" for its square.
+    Other modalities keep their cross-entropy, bit for bit. Soft labels as in Diaz and Marathe, "Soft Labels for Ordinal
+    Regression" (CVPR 2019). Raises ValueError for numbers out of range, for an option that changes nothing and, before the
+    network is asked, for values that do not fit the layout and for segments that are not absorbing.
     """
 
     values: CodeValues
@@ -70,9 +71,7 @@ def ordinal(batch: TokenBatch, weight: Tensor, how: Ordinal) -> Part:
         nats = -log_p.gather(1, target[:, None])[:, 0]
         loss = nats
         if how.width:
-            width = max(how.width, torch.finfo(v.dtype).tiny)  # 0 / 0 would be no label
-            q = (-0.5 * ((v - true) / width).square()).softmax(-1)
-            loss = -(q * log_p).sum(-1)
+            loss = -(soft_label(v, true[:, 0], how.width) * log_p).sum(-1)
         if how.weight:
             off = (log_p.exp() * v).sum(-1) - true[:, 0]
             loss = loss + how.weight * (off.abs() if how.distance == "absolute" else off.square())

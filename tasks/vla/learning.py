@@ -74,6 +74,10 @@ class Loss:
         own: Masker = FixedCount() if self.weights == "maskgit" else Bernoulli()
         return FullyMasked(own, self.full) if self.full else own
 
+    def labels(self, method: str) -> float:
+        """The width of the soft labels by which a method learns, 0 for hard ones."""
+        return self.width if method == "masked" else 0.0
+
     def check(self, method: str) -> None:
         """Raise ValueError for a field that a method does not know and that is not as it is by default."""
         usual = Loss(jitter=self.jitter) if method == "autoregressive" else Loss()
@@ -174,9 +178,8 @@ def fit(
     loss.check(policy.settings.method)
     folder, rows = Path(folder), Rows(policy, policy.layout, list(episodes))
     goal = objective_of(policy, loss)
-    trained = replace(
-        policy, model=optimised(policy.model, training, goal, policy.layout, rows, folder, "model", resume)
-    )
+    model = optimised(policy.model, training, goal, policy.layout, rows, folder, "model", resume)
+    trained = replace(policy, model=model, width=loss.labels(policy.settings.method))
     trained.save_pretrained(folder)
     return trained
 

@@ -86,7 +86,8 @@ class ActionPolicy:
     `predict_action` decodes a chunk for observations; `save_pretrained` and `from_pretrained` keep it in a folder.
     statistics: of actions by the name of their data set, as OpenVLA's dataset_statistics.json has them; what is decoded is
     brought to the units of one of them. Without any, it is brought to those of the demonstrations. energy: a learned one,
-    which `Decoding(sampler="edlm", knobs={"energy": "learned"})` means; grids: learned times by name, for `Decoding(grid=)`.
+    which `Decoding(sampler="edlm", knobs={"energy": "learned"})` means; grids: learned times by name, for `Decoding(grid=)`;
+    width: of the soft labels that the network learned, 0 for hard ones.
     """
 
     model: Any
@@ -98,6 +99,7 @@ class ActionPolicy:
     statistics: Mapping[str, ActionStatistics] = field(default_factory=dict)
     energy: LearnedEnergy | None = None
     grids: Mapping[str, Grid] = field(default_factory=dict)
+    width: float = 0.0
 
     def __post_init__(self) -> None:
         dim, dims = self.tokenizer.config.dim, {key: each.dim for key, each in self.statistics.items()}
@@ -247,7 +249,7 @@ class ActionPolicy:
             built = sampler(
                 "left_to_right", process_of(self.model), temperature=how.temperature, cache="block", block=1
             )
-            return dataclasses.replace(built, kernel=Valued(built.kernel, self.values, how.read, how.window))
+            return dataclasses.replace(built, kernel=self._valued(built.kernel, how))
         cache = "prefix" if self.model.caches else "none"
         knobs = {"steps": how.steps, "temperature": how.temperature, "cache": cache, **how.knobs}
         if isinstance(name := knobs.get("energy"), str):
@@ -257,7 +259,14 @@ class ActionPolicy:
         grid = chosen_grid(self.grids, how.grid) if how.grid else None
         built = sampler(how.sampler, process_of(self.model), grid, **knobs)
         kernel = ranked(built.kernel, Concentrated(self.values, how.rank, how.window)) if how.rank else built.kernel
-        return dataclasses.replace(built, kernel=Valued(kernel, self.values, how.read, how.window, how.nearest))
+        return dataclasses.replace(built, kernel=self._valued(kernel, how))
+
+    def _valued(self, kernel: Any, how: Decoding) -> Valued:
+        """The kernel with the number of every committed token."""
+        read, window = how.read, how.window
+        if read == "centre":  # a hard label's centre is its code, the mean of several the expectation
+            read, window = ("centre", self.width) if self.width else ("expectation", window)
+        return Valued(kernel, self.values, read, window, how.nearest)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """model/, tokenizer/, task.json, and what else there is: text/ (the tokenizer of a text checkpoint),
@@ -281,7 +290,7 @@ class ActionPolicy:
         else:
             parts = {"lexicon": self.lexicon, **parts}
         stored: dict[str, Any] = {name: to_dict(part) for name, part in parts.items()}
-        stored |= {"words": self.lexicon.length}
+        stored |= {"words": self.lexicon.length, "width": self.width}
         stored["decoding"] = dataclasses.asdict(self.decoding) | {"knobs": dict(self.decoding.knobs)}
         write_atomically(folder / TASK, (json.dumps(stored, indent=2) + "\n").encode("utf-8"))
 
@@ -301,5 +310,5 @@ class ActionPolicy:
         decoding, file = build(Decoding, stored["decoding"]), folder / STATISTICS
         statistics = {key: read_statistics(file, key) for key in read_json(file)} if file.is_file() else {}
         energy = load_learned(folder) if (folder / ENERGY / CONFIG).is_file() else None
-        tokenizer, grids = load_tokenizer(folder / TOKENIZER), grids_in(folder)
-        return cls(model, tokenizer, lexicon, scale, settings, decoding, statistics, energy, grids)
+        tokenizer, grids, width = load_tokenizer(folder / TOKENIZER), grids_in(folder), stored.get("width", 0.0)
+        return cls(model, tokenizer, lexicon, scale, settings, decoding, statistics, energy, grids, width)

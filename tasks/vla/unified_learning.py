@@ -151,7 +151,9 @@ def fit(
 
     Raises KeyboardInterrupt where Ctrl-C or SIGTERM ended the training, whose checkpoint `resume="auto"` goes on from.
     """
-    goal = joint_objective(policy, loss or Loss(), vision)
+    loss = loss or Loss()
+    goal = joint_objective(policy, loss, vision)
+    policy = replace(policy, told=replace(policy.told, width=loss.labels(policy.told.settings.method)))
     return _stage(policy, training, goal, Rows(policy, list(episodes), False, codes), Path(folder), resume)
 
 

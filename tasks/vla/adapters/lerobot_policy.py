@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,7 @@ class LeRobotPolicy(nn.Module):
         self.trained += 1
         noise = Noise.training(self.config.seed, epoch.to(told.tokens.device), row.to(told.tokens.device), told.valid)
         times = keyed_times(self.config.seed, epoch, row).to(told.tokens.device)
+        self.policy = replace(self.policy, width=self.config.loss.labels(self.policy.settings.method))
         goal = objective_of(self.policy, self.config.loss)
         if reduction == "mean":
             loss, metrics = goal(self.model, told, noise, times)
