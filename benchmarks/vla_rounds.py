@@ -56,7 +56,7 @@ WAYS: dict[str, Decoding] = {
     **{
         f"{order}, {n} rounds{name}": Decoding(sampler, n, rank=rank, **read)
         for order, (sampler, rank) in ORDERS.items()
-        for name, read in {"": DRAWN, ", expectation": {}}.items()
+        for name, read in {"": DRAWN, ", expectation": {"read": "expectation"}}.items()
         for n in (FEW, MANY)
     },
 }

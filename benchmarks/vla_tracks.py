@@ -85,8 +85,8 @@ HARD = {
     "autoregressive_jitter": _LEFT,
     "masked_exact": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1, 16)), **_MASKGIT},
 }
-_READ = {**_each("centre", (1, 4, 16)), **_each("expectation", (1, 4, 16)), **_each("argmax", (1,))}
-FEW = {"masked": {**_READ, **_AGAIN}, **_TWINS}
+_READ = {**_each("centre", (1, 4, 16)), **_each("argmax", (1,))}
+FEW = {"masked": {**_READ, **_each("expectation", (1, 4, 16)), **_AGAIN}, **_TWINS}
 WAYS = {
     "masked": {
         **_each("near", (1, 4, 16), "sampled, read near", **_SAMPLED),

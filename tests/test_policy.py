@@ -351,6 +351,26 @@ def test_a_short_training_acts(reacher):
     assert idle <= 0.1 and success(acting(reacher, Decoding(steps=2))) > 0.6
 
 
+def test_numbers_are_the_centres_of_the_labels_that_were_learned(reacher, tmp_path):
+    shown = [e for e in demonstrated(20) if e.task == TASKS[0]]
+    state, said = np.concatenate([e.state for e in shown])[::9], TASKS[0]
+    said = [said] * len(state)
+    assert reacher.width == Loss().width > 0 and Loss().labels("flow") == Loss(0.0).labels("masked") == 0
+    found = reacher.predict_action(state, said)
+    means = reacher.predict_action(state, said, decoding=Decoding(read="expectation", steps=reacher.decoding.steps))
+    done = Rows(reacher, reacher.layout, shown).target[::9]
+    far = done.abs() > 0.9  # where labels are cut off
+    off, short = (
+        ((done.abs() - done.sign() * reacher.normaliser().normalise(torch.from_numpy(x)).values)[far]).mean()
+        for x in (found, means)
+    )
+    assert off < short - 0.02
+    reacher.save_pretrained(tmp_path / "p")
+    assert np.array_equal(found, ActionPolicy.from_pretrained(tmp_path / "p").predict_action(state, said))
+    hard = dataclasses.replace(reacher, width=0.0)  # of hard labels the centre of several is their mean
+    assert np.array_equal(hard.predict_action(state, said), means)
+
+
 def test_episodes_of_the_small_world_do_not_depend_on_one_another(reacher):
     act, seeds = acting(reacher, Decoding(temperature=1.0)), [7, 3]
     together = tried(act, seeds, tasks=TASKS[:1], cap=18)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from table_toy import rows_of
@@ -19,7 +20,7 @@ from discdiff.sampling import iterate, sample
 from discdiff.scores import Annealed, Candidate, Concentrated, Random, Sure
 from discdiff.testing import check_conformance, check_kernel
 from discdiff.types import Step
-from discdiff.values import CodeValues, near, read_out
+from discdiff.values import CodeValues, centre, near, read_out, soft_label
 from tokenizers_vq.action.readout import mode
 from tokenizers_vq.action.readout import read_out as peer
 
@@ -100,6 +101,39 @@ def test_read_outs_are_the_tokenizers():
     for how in ("expectation", "mode", "argmax"):
         assert torch.equal(read_out(sure, LEVELS[1], how, 0.3), LEVELS[1]) or how == "mode"
     assert torch.allclose(read_out(sure, LEVELS[1], "mode", 1e-3), LEVELS[1])
+
+
+@pytest.mark.parametrize("width", [1e-3, 0.15, 0.5, 3.0])
+def test_a_soft_label_is_read_as_the_number_it_is_of(width):
+    """At every code, ends included, where its mean is far inside; between codes as near as the codes are to one another."""
+    values = CodeValues({"action": LEVELS.tolist(), "other": [-2.0, 0.0, 5.0]})
+    table, means = values.table(), values.means(width)
+    for v, m, size in ((table[0], means[0], K), (table[1], means[1], K), (table[-1, :3], means[-1, :3], 3)):
+        q = soft_label(v[:size], v[:size], width)
+        assert torch.allclose(centre(q, v[:size], m[:size]), v[:size], atol=1e-9)
+        off = (read_out(q, v[:size]) - v[:size]).abs()
+        assert float(off[0]) > 0.3 * width or width != 0.15 or size != K
+        between = torch.linspace(float(v[0]), float(v[size - 1]), 50, dtype=torch.float64)
+        found = centre(soft_label(v[:size], between, width), v[:size], m[:size])
+        step = float(v[:size].diff().max())
+        assert (found - between).abs().max() <= (0.51 if width < step else 0.1) * step and (found.diff() >= -1e-9).all()
+    beyond = torch.zeros(2, K, dtype=torch.float64)
+    beyond[0, 0] = beyond[1, -1] = 1.0  # further out than any label's mean
+    assert torch.equal(centre(beyond, table[0], means[0]), table[0, [0, K - 1]])
+    assert torch.equal(centre(beyond, table[:2], means[:2]), table[[0, 1], [0, K - 1]])  # a row of numbers each
+
+
+def test_centres_of_a_run():
+    """Of the law by which a token was committed: what the expectation is brought to."""
+    model, batch = network(), state_of(4).batch
+    read = {
+        how: sample(ModelDenoiser(model), Valued(Commit(), VALUES, how, 0.15), batch, 1)[0].memory["value"][:, ACTIONS]
+        for how in ("expectation", "centre")
+    }
+    for dim, means in enumerate(VALUES.means(0.15)):
+        mean, found = (read[how].unflatten(1, (CHUNK, DIM))[..., dim].flatten() for how in read)
+        back = [float(np.interp(x, means, VALUES.table()[dim])) for x in mean]
+        assert torch.allclose(found, torch.tensor(back, dtype=torch.float64), atol=1e-12)
 
 
 @pytest.mark.parametrize("how", ["expectation", "argmax"])
