@@ -196,11 +196,11 @@ def goals(cells: Cells, track: str, seeds: Sequence[int]) -> list[dict[str, Any]
     ours = cells.success(track, mine, seeds)
     mean = np.nan if ours is None else float(np.mean(list(ours.values())))
     rows.append(_row(f"chosen, {_named(mine)}: success", mean, "%", f">= {least:g}" if least else ""))
-    reads = ("centre", "expectation", "argmax", "sampled, read near")
+    reads = ("matched", "expectation", "argmax", "sampled, read near")
     for method, read in ((m, r) for m in ("masked", "masked_narrow", "masked_exact") for r in reads):
         many, one = f"16 steps, {read}", f"1 step, {read}"
         if {many, one} <= methods.get(method, {}).keys():
-            asked = ">= -2" if plain and method == "masked" and read in ("centre", "expectation") else ""
+            asked = ">= -2" if plain and method == "masked" and read in ("matched", "expectation") else ""
             against("more steps", (method, many), (method, one), low=asked)
     for peer in ("parallel", "flow"):
         apart = track == "multimodal" and peer == "parallel"

@@ -70,7 +70,7 @@ _TWINS = {"autoregressive": _LEFT, "parallel": _ONE, "flow": _EULER}
 
 STATE = {
     "masked": {
-        **_each("centre", (1, 4, 16)),
+        **_each("matched", (1, 4, 16)),
         **_each("expectation", (1, 4, 8, 16)),
         **_each("expectation", (16,), "expectation, random order", sampler="random"),
         **_each("argmax", (1, 16)),
@@ -85,7 +85,7 @@ HARD = {
     "autoregressive_jitter": _LEFT,
     "masked_exact": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1, 16)), **_MASKGIT},
 }
-_READ = {**_each("centre", (1, 4, 16)), **_each("argmax", (1,))}
+_READ = {**_each("matched", (1, 4, 16)), **_each("argmax", (1,))}
 FEW = {"masked": {**_READ, **_each("expectation", (1, 4, 16)), **_AGAIN}, **_TWINS}
 WAYS = {
     "masked": {
@@ -105,7 +105,7 @@ WAYS = {
     "autoregressive": {**_LEFT, "sampled token": Decoding(read="token", **_SAMPLED)},
 }
 SAID = {
-    "masked": {**_each("centre", (1, 16)), **_each("expectation", (1, 16)), **_each("argmax", (1,))},
+    "masked": {**_each("matched", (1, 16)), **_each("expectation", (1, 16)), **_each("argmax", (1,))},
     "autoregressive": {"expectation": Decoding(read="expectation")},
     "parallel": _ONE,
     "flow": {"8 Euler steps": Decoding(steps=8)},
@@ -115,7 +115,7 @@ SEEN = {"masked": _READ, **_TWINS}
 
 def _with_narrow(each: dict[str, Any]) -> dict[str, Any]:
     """With narrow labels, too, which need no other read-out: their means are the numbers they are of, nearly."""
-    same = {name: how for name, how in each["masked"].items() if how.read != "centre"}
+    same = {name: how for name, how in each["masked"].items() if how.read != "matched"}
     return {**each, "masked_narrow": same}
 
 

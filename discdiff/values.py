@@ -59,14 +59,15 @@ class CodeValues:
                 self.__dict__[key] = torch.tensor(padded, dtype=torch.float64).to(device, dtype)
         return self.__dict__[key]
 
-    def means(self, width: float, device: torch.device | str = "cpu") -> Tensor:
-        """The means of the soft labels of `table`'s codes (rows, widest codebook), float64; built once."""
-        key = f"means@{width}@{device}"
+    def labels(self, width: float, device: torch.device | str = "cpu") -> Tensor:
+        """The soft labels of every code, of length 1: (rows, codes, codes of the label), float64, 0 behind; built once."""
+        key = f"labels@{width}@{device}"
         if key not in self.__dict__:
-            found = torch.full_like(self.table(), math.nan)
-            for row, v in enumerate(map(torch.tensor, self.rows)):
-                v = v.double()
-                found[row, : len(v)] = soft_label(v, v, width) @ v
+            found = self.table().new_zeros(*self.table().shape, self.table().shape[1])
+            for row, v in enumerate(self.table().unbind()):
+                v = v[v.isfinite()]
+                q = soft_label(v, v, width)
+                found[row, : len(v), : len(v)] = q / q.norm(dim=1, keepdim=True)
             self.__dict__[key] = found.to(device)
         return self.__dict__[key]
 
@@ -160,20 +161,21 @@ def soft_label(values: Tensor, number: Tensor, width: float) -> Tensor:
     return (-0.5 * ((values - number[:, None]) / width).square()).softmax(-1)
 
 
-def centre(p: Tensor, values: Tensor, means: Tensor) -> Tensor:
-    """The number whose soft label has the mean of a law p (n, codes), between codes in proportion: (n,).
+def matched(p: Tensor, values: Tensor, labels: Tensor) -> Tensor:
+    """The number whose soft label is most like a law p (n, codes), argmax_v <p, q_v> / |q_v|: (n,); values (codes,), labels
+    (codes, codes) of length 1, of every code.
 
-    Labels are cut off at the ends of the range, so that their means lie inside of the numbers that they are of, and so does the
-    expectation of a network that has learned them; `centre` undoes it. It is the number whose label is nearest to p, min over
-    v of KL(p || q_v). values, means: (codes,) or (n, codes), the means being those of the labels of the codes.
+    It is exact for a label, also for one that is cut off at an end of the range, where means and windows lie inside of the
+    number that is meant; and of two separate peaks it takes one. Between codes it is the top of a parabola through the three
+    best. A matched filter.
     """
-    values, means = values.expand_as(p).contiguous(), means.expand_as(p).contiguous()
-    mean = (p * values).sum(-1, keepdim=True)
-    high = torch.searchsorted(means, mean).clamp(1, p.shape[1] - 1)
-    ends = torch.cat([high - 1, high], -1)
-    (low, top), (first, last) = (each.gather(-1, ends).unbind(-1) for each in (means, values))
-    share = (mean[:, 0] - low) / (top - low).clamp(min=torch.finfo(p.dtype).tiny)
-    return torch.lerp(first, last, share.clamp(0, 1))
+    score, last = p @ labels.mT, p.shape[1] - 1
+    best = score.argmax(-1, keepdim=True)
+    a, b, c = (score.gather(-1, (best + side).clamp(0, last)) for side in (-1, 0, 1))
+    top = 0.5 * (a - c) / (a - 2 * b + c).clamp(max=-torch.finfo(p.dtype).tiny)
+    shift = torch.where((best > 0) & (best < last), top.clamp(-0.5, 0.5), 0.0)
+    here, beside = (values.expand_as(p).gather(-1, each) for each in (best, best + shift.sign().long()))
+    return torch.lerp(here, beside, shift.abs())[:, 0]
 
 
 def around(p: Tensor, values: Tensor, window: float) -> Tensor:

@@ -351,7 +351,7 @@ def test_a_short_training_acts(reacher):
     assert idle <= 0.1 and success(acting(reacher, Decoding(steps=2))) > 0.6
 
 
-def test_numbers_are_the_centres_of_the_labels_that_were_learned(reacher, tmp_path):
+def test_numbers_are_matched_to_the_labels_that_were_learned(reacher, tmp_path):
     shown = [e for e in demonstrated(20) if e.task == TASKS[0]]
     state, said = np.concatenate([e.state for e in shown])[::9], TASKS[0]
     said = [said] * len(state)
@@ -367,7 +367,7 @@ def test_numbers_are_the_centres_of_the_labels_that_were_learned(reacher, tmp_pa
     assert off < short - 0.02
     reacher.save_pretrained(tmp_path / "p")
     assert np.array_equal(found, ActionPolicy.from_pretrained(tmp_path / "p").predict_action(state, said))
-    hard = dataclasses.replace(reacher, width=0.0)  # of hard labels the centre of several is their mean
+    hard = dataclasses.replace(reacher, width=0.0)  # of hard labels it is the mean
     assert np.array_equal(hard.predict_action(state, said), means)
 
 

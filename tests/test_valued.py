@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from table_toy import rows_of
@@ -20,7 +19,7 @@ from discdiff.sampling import iterate, sample
 from discdiff.scores import Annealed, Candidate, Concentrated, Random, Sure
 from discdiff.testing import check_conformance, check_kernel
 from discdiff.types import Step
-from discdiff.values import CodeValues, centre, near, read_out, soft_label
+from discdiff.values import CodeValues, matched, near, read_out, soft_label
 from tokenizers_vq.action.readout import mode
 from tokenizers_vq.action.readout import read_out as peer
 
@@ -105,35 +104,36 @@ def test_read_outs_are_the_tokenizers():
 
 @pytest.mark.parametrize("width", [1e-3, 0.15, 0.5, 3.0])
 def test_a_soft_label_is_read_as_the_number_it_is_of(width):
-    """At every code, ends included, where its mean is far inside; between codes as near as the codes are to one another."""
-    values = CodeValues({"action": LEVELS.tolist(), "other": [-2.0, 0.0, 5.0]})
-    table, means = values.table(), values.means(width)
-    for v, m, size in ((table[0], means[0], K), (table[1], means[1], K), (table[-1, :3], means[-1, :3], 3)):
-        q = soft_label(v[:size], v[:size], width)
-        assert torch.allclose(centre(q, v[:size], m[:size]), v[:size], atol=1e-9)
-        off = (read_out(q, v[:size]) - v[:size]).abs()
-        assert float(off[0]) > 0.3 * width or width != 0.15 or size != K
-        between = torch.linspace(float(v[0]), float(v[size - 1]), 50, dtype=torch.float64)
-        found = centre(soft_label(v[:size], between, width), v[:size], m[:size])
-        step = float(v[:size].diff().max())
-        assert (found - between).abs().max() <= (0.51 if width < step else 0.1) * step and (found.diff() >= -1e-9).all()
-    beyond = torch.zeros(2, K, dtype=torch.float64)
-    beyond[0, 0] = beyond[1, -1] = 1.0  # further out than any label's mean
-    assert torch.equal(centre(beyond, table[0], means[0]), table[0, [0, K - 1]])
-    assert torch.equal(centre(beyond, table[:2], means[:2]), table[[0, 1], [0, K - 1]])  # a row of numbers each
+    """At every code, ends included, where its mean is far inside, and between codes; of two peaks as the heavier one."""
+    values = CodeValues({"action": LEVELS.tolist(), "other": [-2.0, 5.0]})
+    for v, q, size in zip(values.table(), values.labels(width), (K, K, 2), strict=True):
+        v, q = v[:size], q[:size, :size]
+        assert torch.allclose(q.norm(dim=1), torch.ones(size, dtype=torch.float64))
+        step = float(v.diff().max())
+        law = soft_label(v, v, width)
+        assert (matched(law, v, q) - v).abs().max() <= 0.1 * step
+        assert torch.equal(matched(law, v, q)[[0, -1]], v[[0, -1]])
+        assert float((read_out(law, v) - v)[0].abs()) > 0.3 * width or width != 0.15 or size != K
+        between = torch.linspace(float(v[0]), float(v[-1]), 50, dtype=torch.float64)
+        off = (matched(soft_label(v, between, width), v, q) - between).abs() / step
+        assert off.max() <= 0.51 and (width < step or off[(between > v[1]) & (between < v[-2])].amax().item() < 0.15)
+    v, q = values.table()[0], values.labels(0.15)[0]
+    two = 0.6 * soft_label(v, v[2:3], 0.15) + 0.4 * soft_label(v, v[-3:-2], 0.15)
+    assert abs(matched(two, v, q) - v[2]) < 0.1 and abs(read_out(two, v) - v[2]) > 0.3
 
 
-def test_centres_of_a_run():
-    """Of the law by which a token was committed: what the expectation is brought to."""
+def test_matched_numbers_of_a_run():
+    """Of the law by which a token was committed, by the numbers of its own dimension."""
     model, batch = network(), state_of(4).batch
-    read = {
-        how: sample(ModelDenoiser(model), Valued(Commit(), VALUES, how, 0.15), batch, 1)[0].memory["value"][:, ACTIONS]
-        for how in ("expectation", "centre")
-    }
-    for dim, means in enumerate(VALUES.means(0.15)):
-        mean, found = (read[how].unflatten(1, (CHUNK, DIM))[..., dim].flatten() for how in read)
-        back = [float(np.interp(x, means, VALUES.table()[dim])) for x in mean]
-        assert torch.allclose(found, torch.tensor(back, dtype=torch.float64), atol=1e-12)
+    state, _ = sample(ModelDenoiser(model), Valued(Commit(), VALUES, "matched", 0.15), batch, 1)
+    first = VOCAB.range("action")[0]
+    p = (model(batch=batch).hidden[:, ACTIONS] @ model.head.weight[first : first + K].T).softmax(-1).double()
+    for dim, (v, labels) in enumerate(zip(VALUES.table(), VALUES.labels(0.15), strict=True)):
+        found = state.memory["value"][:, ACTIONS].unflatten(1, (CHUNK, DIM))[..., dim].flatten()
+        law = p.unflatten(1, (CHUNK, DIM))[:, :, dim].flatten(0, 1)
+        assert torch.allclose(found, matched(law, v, labels).detach(), atol=1e-9)
+        score = torch.stack([law @ soft_label(v, x[None], 0.15)[0] / soft_label(v, x[None], 0.15).norm() for x in v], 1)
+        assert ((found - v[score.argmax(1)]).abs() <= 0.51 * v.diff().max()).all()
 
 
 @pytest.mark.parametrize("how", ["expectation", "argmax"])

@@ -33,7 +33,7 @@ from tasks.vla.metaworld import LANG
 from tasks.vla.policy import Decoding
 
 SEEDS = (0, 1)
-SOUGHT = ("1 step, centre", "4 steps, centre", "16 steps, centre")
+SOUGHT = ("1 step, matched", "4 steps, matched", "16 steps, matched")
 
 
 def planted(folder, track="few5", episodes=4, seeds=SEEDS, **shares):
@@ -65,13 +65,13 @@ def found(rows):
 
 def test_goals_reached_and_missed(tmp_path):
     def ours(name, kind):
-        return {"16 steps, centre": 0.95 if kind == DEVELOPMENT else 0.8, "1 step, centre": 0.7}.get(name, 0.2)
+        return {"16 steps, matched": 0.95 if kind == DEVELOPMENT else 0.8, "1 step, matched": 0.7}.get(name, 0.2)
 
     cells = planted(tmp_path, masked=ours, autoregressive=0.6, parallel=0.9, flow=0.5)
     rows = found(goals(cells, "few5", SEEDS))
-    ours_named = "masked (16 steps, centre)"
+    ours_named = "masked (16 steps, matched)"
     assert rows[f"chosen, {ours_named}: success"]["value"] == pytest.approx(80)
-    more = f"more steps: {ours_named} against masked (1 step, centre)"
+    more = f"more steps: {ours_named} against masked (1 step, matched)"
     assert rows[f"{more}: difference"]["value"] == pytest.approx(10)
     assert 0 < rows[f"{more}: lower bound"]["value"] < 10 < rows[f"{more}: upper bound"]["value"]
     reached = {row["figure"]: results.reached(row["value"], row["goal"]) for row in rows.values() if row["goal"]}
@@ -93,7 +93,7 @@ def test_goals_reached_and_missed(tmp_path):
     rows = found(goals(lost, "few5", SEEDS))
     worse = next(row for name, row in rows.items() if name.startswith("more steps: masked") and "lower" in name)
     assert worse["value"] < -60 and not results.reached(worse["value"], worse["goal"])
-    assert "masked (1 step, centre)" in next(name for name in rows if name.startswith("chosen"))  # first of equals
+    assert "masked (1 step, matched)" in next(name for name in rows if name.startswith("chosen"))  # first of equals
 
 
 def test_goals_of_several_ways(tmp_path):
@@ -114,7 +114,7 @@ def test_goals_of_several_ways(tmp_path):
 
 def test_peers_are_listed_where_they_are(tmp_path):
     cells = planted(tmp_path, "easy10", masked=0.9, parallel=0.8, flow=0.7)
-    rows, ours = found(goals(cells, "easy10", SEEDS)), "masked (1 step, centre)"
+    rows, ours = found(goals(cells, "easy10", SEEDS)), "masked (1 step, matched)"
     beside = f"best peer: {ours} against parallel (1 pass): upper bound"
     assert rows[beside]["value"] > 10 and rows[beside]["goal"] == ">= -3" and rows["cells missing"]["value"] == 0
     assert not any("act" in name.split(",")[0].split() for name in found(table(cells, "easy10", SEEDS)))
@@ -145,12 +145,12 @@ def test_what_is_missing_is_said_and_not_made_up(tmp_path, capsys):
     (cells.folder / undecided.file).unlink()
     rows = found(goals(cells, "few5", SEEDS))
     assert rows["cells missing"]["value"] == 2 and not results.reached(2, rows["cells missing"]["goal"])
-    ours = "masked (1 step, centre)"
+    ours = "masked (1 step, matched)"
     for name in (f"peer parallel: {ours} against parallel (1 pass)", f"peer flow: {ours} against (not chosen)"):
         assert [rows[f"{name}: {part}"]["value"] for part in ("difference", "lower bound", "upper bound")] == [None] * 3
     shown = found(table(cells, "few5", SEEDS))
     assert shown["parallel, 1 pass: success"]["value"] is None and "parallel, 1 pass: length" not in shown
-    assert shown["masked, 1 step, centre: success"]["value"] == 90
+    assert shown["masked, 1 step, matched: success"]["value"] == 90
     assert shown["training of masked: steps"]["value"] == 700.5 and shown["training of masked: seconds"]["value"] == 200
     assert shown["training of parallel: steps"]["value"] is None
     argv = ["--track", "few5", "--seeds", "0,1", "--part", "table", "--episodes", "4", "--development", "2"]
@@ -160,11 +160,11 @@ def test_what_is_missing_is_said_and_not_made_up(tmp_path, capsys):
     # cells of other settings are not those asked for; what a method does not take, and what was usual first, is not named
     for method, name, key in (
         ("flow", "4 Euler steps", {"steps": 4}), ("parallel", "1 pass", {}), ("autoregressive", "expectation", {}),
-        ("masked", "4 steps, expectation", {"steps": 4}), ("masked", "4 steps, centre", {"steps": 4, "read": "centre"}),
+        ("masked", "4 steps, expectation", {"steps": 4}), ("masked", "4 steps, matched", {"steps": 4, "read": "matched"}),
     ):  # fmt: skip
         assert cells.key(Cell("few5", method, 0, name))["decoding"] == key
-    assert replace(cells, episodes=5).read(Cell("few5", "masked", 0, "1 step, centre")) is None
-    assert replace(cells, cap=500).all("few5", ("masked", "1 step, centre"), SEEDS) is None
+    assert replace(cells, episodes=5).read(Cell("few5", "masked", 0, "1 step, matched")) is None
+    assert replace(cells, cap=500).all("few5", ("masked", "1 step, matched"), SEEDS) is None
 
 
 def test_rows_of_the_table(tmp_path):
@@ -182,14 +182,14 @@ def test_rows_of_the_table(tmp_path):
 
 
 def test_a_decoder_is_chosen_on_development_seeds_only(tmp_path):
-    best = {EVALUATION: "4 steps, centre", DEVELOPMENT: "16 steps, centre"}
+    best = {EVALUATION: "4 steps, matched", DEVELOPMENT: "16 steps, matched"}
     cells = planted(tmp_path, masked=lambda name, kind: 0.9 if name == best[kind] else 0.3)
-    assert cells.chosen("few5", "masked", SEEDS) == ("masked", "16 steps, centre")
+    assert cells.chosen("few5", "masked", SEEDS) == ("masked", "16 steps, matched")
     for name in SOUGHT:  # whatever the evaluation says, and even where there is none
-        plant(cells, Cell("few5", "masked", 0, name), 1.0 if name == "1 step, centre" else 0.0)
+        plant(cells, Cell("few5", "masked", 0, name), 1.0 if name == "1 step, matched" else 0.0)
         (cells.folder / Cell("few5", "masked", 1, name).file).unlink()
-    assert cells.chosen("few5", "masked", SEEDS) == ("masked", "16 steps, centre")
-    assert cells.chosen("few5", "masked", SEEDS, range(1, 2)) == ("masked", "1 step, centre")
+    assert cells.chosen("few5", "masked", SEEDS) == ("masked", "16 steps, matched")
+    assert cells.chosen("few5", "masked", SEEDS, range(1, 2)) == ("masked", "1 step, matched")
     assert cells.chosen("few5", "parallel", SEEDS) == ("parallel", "1 pass")  # nothing to choose
     (cells.folder / Cell("few5", "masked", 1, "1 step, argmax", DEVELOPMENT).file).unlink()
     assert cells.chosen("few5", "masked", SEEDS) is None

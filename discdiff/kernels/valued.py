@@ -14,7 +14,7 @@ from discdiff.denoisers import Prediction, Wrapper
 from discdiff.kernels.base import Around, Kernel, select
 from discdiff.noise import Noise
 from discdiff.types import Info, State, Step
-from discdiff.values import READ_OUTS, CodeValues, centre, near, read_out
+from discdiff.values import READ_OUTS, CodeValues, matched, near, read_out
 
 VALUE = "value"
 _PLACE = "value_place"
@@ -27,7 +27,7 @@ class Valued(Around):
     one, nan elsewhere: that of the token for what is given, else read out of the prediction by which it was committed.
 
     how: "expectation", "mode" or "argmax" (`values.read_out`); "near", the mean within `window` of the drawn token's number;
-    "centre", the number whose soft label of width `window` has the law's mean (`values.centre`), for networks that learned
+    "matched", the number whose soft label of width `window` is most like the law (`values.matched`), for networks that learned
     by `Ordinal(width=window)`; or "token", the drawn token's number itself. Later rounds see the drawn tokens, or with
     `nearest` the codes nearest to the numbers read out, so that they see what will be carried out. Two even modes have their
     expectation between them: take "mode" there, or draw one and read "near" it, or more rounds.
@@ -49,7 +49,7 @@ class Valued(Around):
 
     def __post_init__(self) -> None:
         checked("values", self.values, isinstance(self.values, CodeValues), 'give CodeValues({"action": levels})')
-        ways = (*READ_OUTS, "near", "centre", "token")
+        ways = (*READ_OUTS, "near", "matched", "token")
         checked("how", self.how, self.how in ways, f"choose from {', '.join(ways)}")
         checked("window", self.window, 0 < self.window < math.inf, "above 0, in the unit of the values")
         ok = not self.nearest or (self.how != "token" and self.inner.final)
@@ -101,15 +101,25 @@ class Valued(Around):
                 if len(piece):
                     v = table[place[piece], :size].contiguous()
                     p = law.log_probs(index[piece]).double().exp()
-                    if self.how == "centre":
-                        means = self.values.means(self.window, index.device)
-                        number[piece] = centre(p, v, means[place[piece], :size])
+                    if self.how == "matched":
+                        number[piece] = self._matched(p, place[piece], size)
                     elif self.how == "near":
                         number[piece] = near(p, v, drawn[piece], self.window)
                     else:
                         number[piece] = read_out(p, v, self.how, self.window)
                     code[piece] = (v - number[piece, None]).abs().argmin(-1)
         return number, code
+
+    def _matched(self, p: Tensor, place: Tensor, size: int) -> Tensor:
+        """(n,): laws p (n, codes) of the rows `place` (n,) of the numbers."""
+        table, labels = self.values.table(p.device), self.values.labels(self.window, p.device)
+        if len(table) == 1:
+            return matched(p, table[0, :size], labels[0])
+        found = p.new_empty(len(p))
+        for row, (v, each) in enumerate(zip(table, labels, strict=True)):
+            here = (place == row).nonzero()[:, 0]
+            found[here] = matched(p[here], v[:size], each[:size, :size])
+        return found
 
 
 @dataclass(frozen=True)

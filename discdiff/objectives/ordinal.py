@@ -25,7 +25,7 @@ class Ordinal:
 
     width is in the unit of the values (256 even levels in [-1, 1] are 0.0078 apart); 0 is hard cross-entropy, and any width
     far below the step between levels equals it. The soft labels' loss keeps the entropy of q, a constant; numbers are read
-    out of what learned from them by `Valued(how="centre", window=width)`. distance: "absolute", or "squared" for its square.
+    out of what learned from them by `Valued(how="matched", window=width)`. distance: "absolute", or "squared" for its square.
     Other modalities keep their cross-entropy, bit for bit. Soft labels as in Diaz and Marathe, "Soft Labels for Ordinal
     Regression" (CVPR 2019). Raises ValueError for numbers out of range, for an option that changes nothing and, before the
     network is asked, for values that do not fit the layout and for segments that are not absorbing.

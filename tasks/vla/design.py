@@ -26,7 +26,7 @@ METHODS = ("masked", "autoregressive", *CONTINUOUS)
 SAY, STATE, VIEW, ACTION = "instruction", "state", "view", "action"
 GRID = (4, 4)  # slots of a picture
 SIZES = ("hidden_size", "num_layers", "num_heads")
-READ = ("centre", "expectation", "mode", "argmax", "near", "token")
+READ = ("matched", "expectation", "mode", "argmax", "near", "token")
 UNUSED = {  # fields of `Decoding`, by method
     "masked": (),
     "autoregressive": ("sampler", "steps", "grid", "rank", "nearest", "knobs"),
@@ -81,7 +81,7 @@ class Policy:
 @dataclass(frozen=True)
 class Decoding:
     """sampler: a name of `discdiff.PRESETS`; steps: rounds (flow: of Euler's method); read: the number of a committed token,
-    `Valued`'s "centre" (of the soft labels that the policy learned, of hard ones the expectation), "expectation", "mode",
+    `Valued`'s "matched" (to the soft labels that the policy learned; of hard ones the expectation), "expectation", "mode",
     "argmax", "near" or "token"; window: of "mode" and "near", in normalised units; rank: "" for the order of the sampler, or
     `Concentrated`'s "deviation", "mode" or "expectation": first what has its likely numbers close together; nearest: later
     rounds see the code nearest to that number; temperature: of the draw, 0 for the likeliest; knobs: of the sampler; grid:
@@ -90,7 +90,7 @@ class Decoding:
 
     sampler: str = "confidence"
     steps: int = 1
-    read: str = "centre"
+    read: str = "matched"
     window: float = 0.05
     rank: str = ""
     nearest: bool = False

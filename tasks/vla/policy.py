@@ -264,8 +264,8 @@ class ActionPolicy:
     def _valued(self, kernel: Any, how: Decoding) -> Valued:
         """The kernel with the number of every committed token."""
         read, window = how.read, how.window
-        if read == "centre":  # a hard label's centre is its code, the mean of several the expectation
-            read, window = ("centre", self.width) if self.width else ("expectation", window)
+        if read == "matched":  # what is like a hard label is its code alone: too rough a number
+            read, window = ("matched", self.width) if self.width else ("expectation", window)
         return Valued(kernel, self.values, read, window, how.nearest)
 
     def save_pretrained(self, folder: str | Path) -> None:
