@@ -93,6 +93,7 @@ METHODS: dict[str, Tried] = {
     "aps_warm": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}, _SPEC),
     "aps_sure": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}, {"sampler": "confidence"}),
     "aps_own": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}, _OWN),
+    "aps_again": Tried("aps", 30, {**_COLD, "beta": 1.0, "warm": True}, {"sampler": "remdm_cap"}),
     "g2d2": Tried("g2d2", 30, {"steps": 30, **_DEBLUR, "kl": 1e-4}, weight=1e-3),
     "g2d2_l2": Tried("g2d2", 30, {"steps": 30}, distance="l2"),  # as released for super-resolution
     "g2d2_l2_deblur": Tried("g2d2", 30, {"steps": 30, **_DEBLUR}, distance="l2"),  # and for blurs

@@ -134,7 +134,7 @@ def test_what_is_refused(wrong, message):
 
 def test_methods_and_steps_are_known():
     assert {name for _, after, before in STEPS for name in (after, before)} <= METHODS.keys()
-    assert {*posterior_table.OURS, *posterior_table.RIVALS, "aps", "aps_own"} == METHODS.keys()
+    assert {*posterior_table.OURS, *posterior_table.BESIDE, *posterior_table.RIVALS, "aps"} == METHODS.keys()
     assert set(TASKS) - set(LINEAR) == {"hdr"} and set(posterior_table.CLOSED) <= set(LINEAR)
     for name, (_, after, before) in zip(("rank", "beta", "warm"), STEPS):  # each step changes one thing
         ours, theirs = (METHODS[each].options for each in (after, before))
