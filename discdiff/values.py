@@ -165,9 +165,9 @@ def matched(p: Tensor, values: Tensor, labels: Tensor) -> Tensor:
     """The number whose soft label is most like a law p (n, codes), argmax_v <p, q_v> / |q_v|: (n,); values (codes,), labels
     (codes, codes) of length 1, of every code.
 
-    It is exact for a label, also for one that is cut off at an end of the range, where means and windows lie inside of the
-    number that is meant; and of two separate peaks it takes one. Between codes it is the top of a parabola through the three
-    best. A matched filter.
+    It gives a label's own number, to a small part of a step, also where the label is cut off at an end of the range and means
+    and windows lie inside of it; and of two separate peaks it takes one. Between codes it is the top of a parabola through
+    the three best. A matched filter.
     """
     score, last = p @ labels.mT, p.shape[1] - 1
     best = score.argmax(-1, keepdim=True)

@@ -30,7 +30,7 @@ class Valued(Around):
     "matched", the number whose soft label of width `window` is most like the law (`values.matched`), for networks that learned
     by `Ordinal(width=window)`; or "token", the drawn token's number itself. Later rounds see the drawn tokens, or with
     `nearest` the codes nearest to the numbers read out, so that they see what will be carried out. Two even modes have their
-    expectation between them: take "mode" there, or draw one and read "near" it, or more rounds.
+    expectation between them: take "mode" or "matched" there, or draw one and read "near" it, or more rounds.
 
     The prediction is the step's last network call that moves the position and hides it (of a token drawn again, the last that
     hides it; without such a call, the last), with all wrappers, but at temperature 1 where the draw is at 0. The trunk is not
