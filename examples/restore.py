@@ -30,11 +30,11 @@ with tempfile.TemporaryDirectory() as name:
     quiet = "--batch_size 64 --progress false --warmup 10 --log_every 1000"
     codec = "--channels 1 --width 16 --blocks 1 --code_dim 8 --codebook_size 64 --strides 2,2"
     small = "--hidden_size 48 --num_layers 2 --num_heads 4 --auxiliary 5"
-    tokenizer.train("", f"--source {folder}/pictures --steps 120 {codec} {quiet} --out {folder}/codec".split())
-    commands.train("", f"--tokenizer {folder}/codec --steps 200 {small} {quiet} --out {folder}/model".split())
+    tokenizer.train("", f"--source {folder}/pictures --steps 80 {codec} {quiet} --out {folder}/codec".split())
+    commands.train("", f"--tokenizer {folder}/codec --steps 120 {small} {quiet} --out {folder}/model".split())
 
     trained = generate.opened(folder / "model")
-    x = from_bytes(load(trained.pictures, 1)[1][:16])
+    x = from_bytes(load(trained.pictures, 1)[1][:8])
     operator = SuperResolution(4)
     measured = Measured(operator, measure(operator, x, Gaussian(0.05)))
     nothing = [""] * len(x)  # is said of them

@@ -26,10 +26,10 @@ config = AudioTokenizerConfig(strides=(1,), width=96, blocks=1, code_dim=16, cod
 quiet = {"progress": False, "log_every": 1000, "warmup": 10, "optimizer": "muon", "learning_rate": 1e-2, "ema": 0.95}
 clips, unseen = load(sounds)
 with tempfile.TemporaryDirectory() as name:
-    first = CodecTraining(steps=180, **quiet | {"optimizer": "adamw", "learning_rate": 4e-3})
+    first = CodecTraining(steps=120, **quiet | {"optimizer": "adamw", "learning_rate": 4e-3})
     new, folder = codec.build(config, seed=0), Path(name)
     tokenizer = codec.fit_codec(new, clips, sounds.seconds, first, folder / "codec").cpu()
-    wanted, settings = Generator(hidden_size=64, num_layers=2, dropout=0.0), Training(steps=90, batch_size=48, **quiet)
+    wanted, settings = Generator(hidden_size=64, num_layers=2, dropout=0.0), Training(steps=60, batch_size=48, **quiet)
     model, _ = generate.fit_model(tokenizer, clips, wanted, settings, folder / "model")
 
 x = unseen.x[unseen.mask.all(1)]  # (sounds, 2560 samples) of the long enough, 8000 a second
@@ -42,7 +42,7 @@ around = layout.vocab.to_global(tokenizer.encode(measured.y).codes, "audio")
 around[:, start // 64 : -(-stop // 64)] = layout.vocab.mask
 around = torch.cat([nothing[:, :1], around.flatten(1)], 1)
 ways = {"alone": (network, nothing), "given codes around": (network, around), "led by sound around": (led, nothing)}
-drawn, run = {}, dd.sampler("random", steps=12)
+drawn, run = {}, dd.sampler("random", steps=8)
 for name, (denoiser, tokens) in ways.items():
     ids = run(denoiser, dd.make_batch(layout, tokens, given=tokens != layout.vocab.mask))[0].tokens
     drawn[name] = tokenizer.sound(layout.vocab.to_local(ids[:, 1:].view(len(x), -1, 3), "audio"), grid)

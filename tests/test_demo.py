@@ -111,6 +111,11 @@ def test_a_finished_run_starts_anew(run):
     }
 
 
+def test_a_busy_machine_is_named():
+    assert not Demo().hurried(2861) and not Demo(steps=8).hurried(8)
+    assert "only 210 training steps in 258 s" in Demo().hurried(210) and "--seconds" in Demo().hurried(210)
+
+
 def test_an_interrupted_run_goes_on(tmp_path, form, data, monkeypatch):
     demo = Demo(
         steps=8, count=20, warped=0, batch_size=16, hidden_size=32, num_layers=1, num_heads=2, out=str(tmp_path)

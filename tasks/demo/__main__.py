@@ -102,10 +102,13 @@ def train(demo: Demo, form: Form, data: Any) -> tuple[Any, dict[str, float], lis
     trainer.train("auto")
     if trainer.stopped_by == "signal":
         raise KeyboardInterrupt
+    steps = trainer.state.global_step
+    if warning := demo.hurried(steps):
+        print(warning, flush=True)
     trainer.save_model(f"{demo.out}/model")
     model = tasks.opened(demo.out)[0].to(trainer.args.device)
     log = [entry for entry in read_metrics(f"{demo.out}/training/metrics.jsonl") if "loss" in entry]
-    return model, {"train_seconds": trainer.seconds, "training_steps": trainer.state.global_step}, log
+    return model, {"train_seconds": trainer.seconds, "training_steps": steps}, log
 
 
 def run(demo: Demo) -> dict[str, float]:

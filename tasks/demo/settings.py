@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from discdiff.config import checked
 
 TOKENIZERS = ("pixels", "learned")
+PACE = (
+    11.0  # training steps a second of the settings below on two idle cores, by which the README's figures were reached
+)
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,13 @@ class Demo:
         checked("tokenizer_steps", self.tokenizer_steps, self.tokenizer_steps >= 1, "at least 1")
         checked("part", self.part, self.part in ("test", "validation"), 'choose "test" or "validation"')
         checked("conditional", self.conditional, 0 <= self.conditional <= 1, "a share in [0, 1]")
+
+    def hurried(self, steps: int) -> str:
+        """What to say of so many training steps: nothing, or that a busy machine left too few of them."""
+        wanted = 0 if self.steps else self.seconds * PACE
+        if steps >= wanted / 2:
+            return ""
+        return (
+            f"only {steps} training steps in {self.seconds:.0f} s, of about {wanted:.0f} on two idle cores: expect worse "
+            "figures than the README's; free the machine, or give it longer (--seconds)"
+        )
