@@ -2,8 +2,9 @@
 
 The decoders are not the full product, so that a track of three trainings is evaluated in reasonable time: of the masked
 policies, rounds by read-outs, the public greedy loop ("maskgit") and secondary re-masking ("dd_vla"); where demonstrations
-have several ways, draws as well. "seen": later rounds see the code nearest to the number that was read out. Other orders are
-those of `benchmarks.vla_rounds`. On `image10` the place of things and of the goal is seen only.
+have several ways, draws as well. "seen": later rounds see the code nearest to the number that was read out; "by match": and
+what is most like a label is committed first. Other orders are those of `benchmarks.vla_rounds`. On `image10` the place of
+things and of the goal is seen only.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ _AGAIN = {
     **_each("expectation", (12,), "dd_vla expectation", sampler="dd_vla"),
     **_each("mode", (12,), "dd_vla mode", sampler="dd_vla"),
 }
+_BY_MATCH: dict[str, Any] = {"rank": "matched", "nearest": True}
+_MATCHED = {**_each("matched", (1, 4, 16)), **_each("matched", (16,), "matched by match", **_BY_MATCH)}
 _SAMPLED: dict[str, Any] = {"temperature": 1.0}
 _LEFT = {"argmax": Decoding(read="argmax"), "expectation": Decoding(read="expectation")}
 _ONE = {"1 pass": Decoding()}
@@ -70,7 +73,7 @@ _TWINS = {"autoregressive": _LEFT, "parallel": _ONE, "flow": _EULER}
 
 STATE = {
     "masked": {
-        **_each("matched", (1, 4, 16)),
+        **_MATCHED,
         **_each("expectation", (1, 4, 8, 16)),
         **_each("expectation", (16,), "expectation, random order", sampler="random"),
         **_each("argmax", (1, 16)),
@@ -85,7 +88,7 @@ HARD = {
     "autoregressive_jitter": _LEFT,
     "masked_exact": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1, 16)), **_MASKGIT},
 }
-_READ = {**_each("matched", (1, 4, 16)), **_each("argmax", (1,))}
+_READ = {**_MATCHED, **_each("argmax", (1,))}
 FEW = {"masked": {**_READ, **_each("expectation", (1, 4, 16)), **_AGAIN}, **_TWINS}
 WAYS = {
     "masked": {
@@ -93,6 +96,8 @@ WAYS = {
         **_each("near", (16,), "sampled, read near, random order", sampler="random", **_SAMPLED),
         **_each("mode", (1,)),
         **_each("mode", (4, 16), "mode seen", nearest=True),
+        **_each("matched", (1,)),
+        **_each("matched", (4, 16), "matched by match", **_BY_MATCH),
         **_each("expectation", (1, 16)),
         **_each("mode", (12,), "dd_vla mode", sampler="dd_vla"),
     },
@@ -105,7 +110,11 @@ WAYS = {
     "autoregressive": {**_LEFT, "sampled token": Decoding(read="token", **_SAMPLED)},
 }
 SAID = {
-    "masked": {**_each("matched", (1, 16)), **_each("expectation", (1, 16)), **_each("argmax", (1,))},
+    "masked": {
+        **{name: how for name, how in _MATCHED.items() if how.steps != 4},
+        **_each("expectation", (1, 16)),
+        **_each("argmax", (1,)),
+    },
     "autoregressive": {"expectation": Decoding(read="expectation")},
     "parallel": _ONE,
     "flow": {"8 Euler steps": Decoding(steps=8)},

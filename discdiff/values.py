@@ -66,8 +66,7 @@ class CodeValues:
             found = self.table().new_zeros(*self.table().shape, self.table().shape[1])
             for row, v in enumerate(self.table().unbind()):
                 v = v[v.isfinite()]
-                q = soft_label(v, v, width)
-                found[row, : len(v), : len(v)] = q / q.norm(dim=1, keepdim=True)
+                found[row, : len(v), : len(v)] = unit_labels(v, width)
             self.__dict__[key] = found.to(device)
         return self.__dict__[key]
 
@@ -159,6 +158,12 @@ def soft_label(values: Tensor, number: Tensor, width: float) -> Tensor:
     """q(c) ~ exp(-(v_c - number)^2 / (2 width^2)) over `values`, (codes,) or (n, codes), for numbers (n,): (n, codes)."""
     width = max(width, torch.finfo(values.dtype).tiny)  # 0 / 0 would be no label
     return (-0.5 * ((values - number[:, None]) / width).square()).softmax(-1)
+
+
+def unit_labels(values: Tensor, width: float) -> Tensor:
+    """The soft label of every one of `values` (codes,), divided by its length: (codes, codes of the label)."""
+    q = soft_label(values, values, width)
+    return q / q.norm(dim=1, keepdim=True)
 
 
 def matched(p: Tensor, values: Tensor, labels: Tensor) -> Tensor:

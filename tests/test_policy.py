@@ -167,6 +167,10 @@ def test_numbers_that_lie_close_together_go_first(policies, sampler):
         policy.predict_action(state, said, decoding=Decoding("ancestral", rank="deviation"))
     with pytest.raises(ValueError, match="rank"):
         Decoding(rank="far")
+    order = dataclasses.replace(policy, width=0.15).sampler_of(Decoding(steps=2, rank="matched")).kernel.inner.score
+    assert (order.how, order.window) == ("matched", 0.15)  # of the labels it learned
+    with pytest.raises(ValueError, match="width is 0.0: hard labels"):
+        dataclasses.replace(policy, width=0.0).sampler_of(Decoding(steps=2, rank="matched"))
     with pytest.raises(ValueError, match="another order"):
         Decoding("dd_vla", rank="deviation", knobs={"score": "margin"})
 

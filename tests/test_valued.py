@@ -26,7 +26,7 @@ from tokenizers_vq.action.readout import read_out as peer
 # -- the score ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["deviation", "mode", "expectation"])
+@pytest.mark.parametrize("how", ["deviation", "mode", "expectation", "matched"])
 def test_concentration_by_hand(how, monkeypatch):
     state, score = state_of(), Concentrated(VALUES, how, 0.3)
     index = (state.free).view(-1).nonzero()[:, 0]
@@ -45,13 +45,20 @@ def test_concentration_by_hand(how, monkeypatch):
                 expected = float(law.max())  # a picture has no numbers: its confidence
             elif how == "deviation":
                 expected = -float((law * (v - mean) ** 2).sum().sqrt())
+            elif how == "matched":
+                labels = (-((v - v[:, None]) ** 2) / (2 * 0.3**2)).exp()
+                expected = max(float(torch.cosine_similarity(law, q, dim=0)) for q in labels)
             else:
                 centres = v if how == "mode" else mean[None]
                 expected = max(float(law[(v - c).abs() <= 0.3].sum()) for c in centres)
             assert float(found[row, column]) == pytest.approx(expected, rel=1e-9)
     monkeypatch.setattr(prediction, "CPU_CHUNK_BYTES", 4 * K * 5)
     parts = table(state.batch, logits).draw(index, noise, statistics=score.statistics)
-    assert torch.equal(score(state, Step(0, 1.0, 0.5), index, parts, noise), found)
+    again, off = (
+        score(state, Step(0, 1.0, 0.5), index, parts, noise),
+        1e-13 * (how == "matched"),
+    )  # a product of matrices
+    torch.testing.assert_close(again, found, rtol=off, atol=0)
     for temperature in (0.0, 0.5):  # as all statistics, of the law at temperature 1
         cold = draw(logits[:, 5], torch.full((3,), 0.5).double(), score.own[:1], temperature)
         torch.testing.assert_close(cold.statistics[score.own[0]], found[:, 5])

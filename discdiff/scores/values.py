@@ -16,9 +16,9 @@ from discdiff.noise import Noise
 from discdiff.scores.base import Score, check_score, spread
 from discdiff.scores.predicted import Sure
 from discdiff.types import State, Step
-from discdiff.values import CodeValues, Row, around
+from discdiff.values import CodeValues, Row, around, unit_labels
 
-SPREADS = ("deviation", "mode", "expectation")
+SPREADS = ("deviation", "mode", "expectation", "matched")
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,10 @@ class Concentrated(Score):
     """The prediction p whose numbers v lie nearest to one another first, for modalities whose codes are numbers:
 
     "deviation" -sqrt(sum_c p_c (v_c - m)^2) with the expectation m = sum_c p_c v_c; "mode" max_c P(|v - v_c| <= window), the
-    most probability that a window around a code holds; "expectation" P(|v - m| <= window). window is in the unit of the
-    values. A peak of two ids that are neighbours is sure here and unsure by confidence; two far peaks are the reverse.
+    most probability that a window around a code holds; "expectation" P(|v - m| <= window); "matched" max_c <p, q_c> / |q_c||p|,
+    how like p is to a soft label q_c of width `window`, by which the network learned: 1 for any label (`values.matched`),
+    though one that an end of the range cuts off is narrower than others. window is in the unit of the values. A peak of two
+    ids that are neighbours is sure here and unsure by confidence; two far peaks are the reverse.
     Positions of other modalities take their place by `others`; modalities are ranked apart unless a kernel is told `jointly`,
     where the two scales meet.
 
@@ -88,6 +90,8 @@ class Concentration:
         if weights.shape[1] != len(self.numbers):
             return torch.full_like(total, -math.inf)
         p, v = weights.double() / total[:, None], _tensor(self.numbers, str(weights.device))
+        if self.how == "matched":
+            return (p @ _labels(self.numbers, self.window, str(p.device)).mT).amax(-1) / p.norm(dim=1)
         if self.how == "mode":
             return around(p, v, self.window).amax(-1)
         off = v - (p * v).sum(-1, keepdim=True)
@@ -99,3 +103,8 @@ class Concentration:
 @functools.lru_cache(maxsize=256)
 def _tensor(numbers: Row, device: str) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64, device=device)
+
+
+@functools.lru_cache(maxsize=64)
+def _labels(numbers: Row, width: float, device: str) -> Tensor:
+    return unit_labels(_tensor(numbers, device), width)

@@ -83,9 +83,9 @@ class Decoding:
     """sampler: a name of `discdiff.PRESETS`; steps: rounds (flow: of Euler's method); read: the number of a committed token,
     `Valued`'s "matched" (to the soft labels that the policy learned; of hard ones the expectation), "expectation", "mode",
     "argmax", "near" or "token"; window: of "mode" and "near", in normalised units; rank: "" for the order of the sampler, or
-    `Concentrated`'s "deviation", "mode" or "expectation": first what has its likely numbers close together; nearest: later
-    rounds see the code nearest to that number; temperature: of the draw, 0 for the likeliest; knobs: of the sampler; grid:
-    name of the policy's learned times, which replace equal rounds, "" for none.
+    `Concentrated`'s "matched" (first what is most like a soft label), "deviation", "mode" or "expectation" (first what has
+    its likely numbers close together); nearest: later rounds see the code nearest to that number; temperature: of the draw, 0
+    for the likeliest; knobs: of the sampler; grid: name of the policy's learned times, which replace equal rounds, "" for none.
     """
 
     sampler: str = "confidence"

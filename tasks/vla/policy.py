@@ -258,8 +258,15 @@ class ActionPolicy:
             knobs["energy"] = self.energy
         grid = chosen_grid(self.grids, how.grid) if how.grid else None
         built = sampler(how.sampler, process_of(self.model), grid, **knobs)
-        kernel = ranked(built.kernel, Concentrated(self.values, how.rank, how.window)) if how.rank else built.kernel
+        kernel = ranked(built.kernel, self._concentrated(how)) if how.rank else built.kernel
         return dataclasses.replace(built, kernel=self._valued(kernel, how))
+
+    def _concentrated(self, how: Decoding) -> Concentrated:
+        """The order of what is committed."""
+        if how.rank != "matched":
+            return Concentrated(self.values, how.rank, how.window)
+        checked("width", self.width, self.width > 0, 'hard labels match nothing else: leave rank "matched" out')
+        return Concentrated(self.values, "matched", self.width)
 
     def _valued(self, kernel: Any, how: Decoding) -> Valued:
         """The kernel with the number of every committed token."""
