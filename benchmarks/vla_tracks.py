@@ -64,7 +64,6 @@ _AGAIN = {
     **_each("mode", (12,), "dd_vla mode", sampler="dd_vla"),
 }
 _BY_MATCH: dict[str, Any] = {"rank": "matched", "nearest": True}
-_MATCHED = {**_each("matched", (1, 4, 16)), **_each("matched", (16,), "matched by match", **_BY_MATCH)}
 _SAMPLED: dict[str, Any] = {"temperature": 1.0}
 _LEFT = {"argmax": Decoding(read="argmax"), "expectation": Decoding(read="expectation")}
 _ONE = {"1 pass": Decoding()}
@@ -73,7 +72,7 @@ _TWINS = {"autoregressive": _LEFT, "parallel": _ONE, "flow": _EULER}
 
 STATE = {
     "masked": {
-        **_MATCHED,
+        **_each("matched", (1, 4, 16)),
         **_each("expectation", (1, 4, 8, 16)),
         **_each("expectation", (16,), "expectation, random order", sampler="random"),
         **_each("argmax", (1, 16)),
@@ -85,10 +84,11 @@ STATE = {
 }
 HARD = {
     **STATE,
+    "masked": {**STATE["masked"], **_each("matched", (16,), "matched by match", **_BY_MATCH)},
     "autoregressive_jitter": _LEFT,
     "masked_exact": {**_each("expectation", (1, 4, 16)), **_each("argmax", (1, 16)), **_MASKGIT},
 }
-_READ = {**_MATCHED, **_each("argmax", (1,))}
+_READ = {**_each("matched", (1, 4, 16)), **_each("argmax", (1,))}
 FEW = {"masked": {**_READ, **_each("expectation", (1, 4, 16)), **_AGAIN}, **_TWINS}
 WAYS = {
     "masked": {
@@ -110,11 +110,7 @@ WAYS = {
     "autoregressive": {**_LEFT, "sampled token": Decoding(read="token", **_SAMPLED)},
 }
 SAID = {
-    "masked": {
-        **{name: how for name, how in _MATCHED.items() if how.steps != 4},
-        **_each("expectation", (1, 16)),
-        **_each("argmax", (1,)),
-    },
+    "masked": {**_each("matched", (1, 16)), **_each("expectation", (1, 16)), **_each("argmax", (1,))},
     "autoregressive": {"expectation": Decoding(read="expectation")},
     "parallel": _ONE,
     "flow": {"8 Euler steps": Decoding(steps=8)},

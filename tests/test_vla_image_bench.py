@@ -96,7 +96,7 @@ def test_pictures_from_data_to_the_table(tmp_path, small, monkeypatch):
         "autoregressive_0", "flow_0", "masked_0", "parallel_0"
     ]  # fmt: skip
     files = {p.name for p in (tmp_path / "cells" / "image10" / "masked_0").iterdir()}
-    several = {f"{n}_step{'s' * (n > 1)}_matched" for n in (1, 4, 16)} | {"16_steps_matched_by_match", "1_step_argmax"}
+    several = {f"{n}_step{'s' * (n > 1)}_matched" for n in (1, 4, 16)} | {"1_step_argmax"}
     assert files == {f"{name}{kind}.json" for name in several for kind in ("", ".development")}
     policy, training = bench.policy("image10", "masked", 0, list)
     assert policy.settings.picture == 16 and len(policy.scale.middle) == 4 and training["steps"] >= 1
