@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from discdiff.config import checked
 
 TOKENIZERS = ("pixels", "learned")
-PACE = (
-    11.0  # training steps a second of the settings below on two idle cores, by which the README's figures were reached
-)
+PACE = 11.0  # training steps a second on two idle cores, by which the README's figures were reached
 
 
 @dataclass(frozen=True)
