@@ -3,7 +3,7 @@ and flow matching, all of one trunk, data order and budget of processor seconds.
 
     MUJOCO_GL=osmesa python -m benchmarks.vla --track easy10,hard10 --seeds 0,1,2 --seconds 200
     python -m benchmarks.vla --track easy10 --part table     # of what there is, without a simulator
-    MUJOCO_GL=osmesa python -m benchmarks.vla --track image10 --seconds 600 --out runs/vla_image    # of pictures
+    MUJOCO_GL=osmesa python -m benchmarks.vla --track image10 --seconds 500 --out runs/vla_image    # of pictures
 
 Tracks, methods and decoders are those of `benchmarks.vla_tracks`. In `out`: data/TRACK, the demonstrations as LeRobot data
 sets; policies/TRACK/METHOD_SEED, what was trained; cells/TRACK/METHOD_SEED/DECODER.json, every episode of an evaluation. What
