@@ -109,13 +109,14 @@ SIGMA = 0.05
 
 @dataclass(frozen=True)
 class Run:
-    """data: which pictures; models: the folder of the benchmark that trained the base model; tokenizer: of tiles32; count: test
-    pictures per task; regression: training steps of the network that undoes a measurement, 0 for none.
+    """data: which pictures; models: the folder of the benchmark that trained the base model; tokenizer: of tiles32, as it was
+    said to that benchmark; count: test pictures per task; regression: training steps of the network that undoes a measurement,
+    0 for none.
     """
 
     data: str = "mnist28"
     models: str = ""
-    tokenizer: str = "runs/images/tiles32"
+    tokenizer: str = ""
     tasks: tuple[str, ...] = tuple(TASKS)
     methods: tuple[str, ...] = tuple(METHODS)
     count: int = 100

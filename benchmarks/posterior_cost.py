@@ -42,7 +42,7 @@ class Run:
 
     data: str = "mnist28"
     models: str = ""
-    tokenizer: str = "runs/images/tiles32"
+    tokenizer: str = ""
     task: str = "sr"
     method: str = "aps_warm"
     rows: int = 16

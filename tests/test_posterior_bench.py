@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from picture_toy import quiet  # noqa: F401  (acts by itself)
 
-from benchmarks import posterior, posterior_table, results
+from benchmarks import posterior, posterior_cost, posterior_table, results
 from benchmarks.posterior import BESIDE, LINEAR, METHODS, TASKS, Base, Run, Tried, regressed
 from benchmarks.posterior_table import STEPS, closed, current, rows
 from discdiff.anchoring import Descent
@@ -130,6 +130,10 @@ def test_other_settings_are_refused(toy, monkeypatch, tmp_path, capsys):
 def test_what_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Run(**wrong)
+
+
+def test_the_defaults_open_what_the_benchmark_of_captions_makes():
+    assert Run().tokenizer == posterior_cost.Run().tokenizer == posterior.image_captions.Run().tokenizer
 
 
 def test_methods_and_steps_are_known():
