@@ -30,7 +30,7 @@ def fit(objective, where: dd.Layout, seed: int) -> dd.DiscDiffModel:
     """A small network, trained on the first 1200 digits."""
     shape = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "max_length": 17, "initializer_range": 1 / 8}
     model = dd.DiscDiffModel.seeded(dd.DiscDiffConfig(vocab=json.loads(vocab.to_json()), **shape), seed)
-    settings = dd.TrainingSettings(steps=120, batch_size=64, optimizer="muon", learning_rate=1.5e-2, progress=False)
+    settings = dd.TrainingSettings(steps=90, batch_size=64, optimizer="muon", learning_rate=1.5e-2, progress=False)
     rows = [{"tokens": row} for row in tokens[:1200]]
     with tempfile.TemporaryDirectory() as folder:
         dd.DiffusionTrainer(model, settings, objective, where, rows, output_dir=folder).train()

@@ -24,7 +24,7 @@ reader = SVC().fit(images[1200:].flatten(1).numpy(), labels[1200:].numpy())  # t
 
 shape = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "max_length": 17, "initializer_range": 1 / 8}
 model = dd.DiscDiffModel.seeded(dd.DiscDiffConfig(vocab=json.loads(vocab.to_json()), **shape), 0)
-settings = dd.TrainingSettings(steps=120, batch_size=64, optimizer="muon", learning_rate=1.5e-2, progress=False)
+settings = dd.TrainingSettings(steps=100, batch_size=64, optimizer="muon", learning_rate=1.5e-2, progress=False)
 with tempfile.TemporaryDirectory() as folder:
     dd.DiffusionTrainer(model, settings, dd.Elbo(), layout, rows, output_dir=folder).train()
 denoiser = dd.ModelDenoiser(model.eval())
@@ -36,15 +36,15 @@ def blank(count: int) -> dd.TokenBatch:
 
 def agreement(grid: dd.Grid, seed: int) -> float:
     """Share of samples whose picture the judge reads as their label."""
-    state, _ = dd.sample(denoiser, dd.Ancestral(), blank(1000), grid, seed=seed)
+    state, _ = dd.sample(denoiser, dd.Ancestral(), blank(500), grid, seed=seed)
     drawn = pixels.decode(vocab.to_local(state.tokens[:, 1:], "image")[..., None] // bits % 2)
     return (torch.from_numpy(reader.predict(drawn.flatten(1).numpy())) == state.tokens[:, 0]).double().mean().item()
 
 
-learned = fit(denoiser, dd.Ancestral(), blank(500), 4, 32, objective="kl", seed=1).grid
+learned = fit(denoiser, dd.Ancestral(), blank(300), 4, 32, objective="kl", seed=1).grid
 learned = dd.Grid.from_json(learned.to_json())  # a few floats, kept beside the model
 print("learned times:", ", ".join(f"{t:.2f}" for t in learned.times))
-costs = measure(denoiser, dd.Absorbing(), blank(500), fine=32, seed=2)  # of rows that the fit has not seen
+costs = measure(denoiser, dd.Absorbing(), blank(300), fine=32, seed=2)  # of rows that the fit has not seen
 error = {}
 for name in ("learned", "uniform", "cosine"):
     grid = learned if name == "learned" else hand_made(name, 4)

@@ -20,7 +20,7 @@ x, unseen = torch.stack(motions[:120]), torch.stack(motions[120:])
 size = {"width": 48, "code_dim": 16, "codebook_size": 32, "num_quantizers": 2, "blocks": 1, "decay": 0.9}
 tokenizer = MotionTokenizer.of(VECTORS, statistics(motions[:120], VECTORS), **size).train()
 optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-3)
-for step in range(100):
+for step in range(80):
     optimizer.zero_grad()
     tokenizer(x[step % 3 :: 3]).loss.backward()
     optimizer.step()
@@ -31,7 +31,7 @@ vocab = dd.VocabLayout(text_size=1).extend(dd.Modality("motion", tokenizer.codeb
 layout = dd.Layout(vocab, (dd.Segment("motion", "motion", out.grid, axes="t"),), packed=True)
 shape = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "max_depth": 2, "initializer_range": 1 / 8}
 model = dd.DiscDiffModel.seeded(dd.DiscDiffConfig(vocab=json.loads(vocab.to_json()), **shape), 0)
-training = dd.TrainingSettings(steps=120, batch_size=64, optimizer="muon", learning_rate=1e-2, progress=False)
+training = dd.TrainingSettings(steps=90, batch_size=64, optimizer="muon", learning_rate=1e-2, progress=False)
 rows = [{"tokens": row} for row in vocab.to_global(out.codes, "motion").flatten(1)]
 with tempfile.TemporaryDirectory() as folder:
     dd.DiffusionTrainer(model, training, dd.Elbo(), layout, rows, output_dir=folder).train()

@@ -26,7 +26,7 @@ config = AudioTokenizerConfig(strides=(1,), width=96, blocks=1, code_dim=16, cod
 quiet = {"progress": False, "log_every": 1000, "warmup": 10, "optimizer": "muon", "learning_rate": 1e-2, "ema": 0.95}
 clips, unseen = load(sounds)
 with tempfile.TemporaryDirectory() as name:
-    first = CodecTraining(steps=120, **quiet | {"optimizer": "adamw", "learning_rate": 4e-3})
+    first = CodecTraining(steps=90, **quiet | {"optimizer": "adamw", "learning_rate": 4e-3})
     new, folder = codec.build(config, seed=0), Path(name)
     tokenizer = codec.fit_codec(new, clips, sounds.seconds, first, folder / "codec").cpu()
     wanted, settings = Generator(hidden_size=64, num_layers=2, dropout=0.0), Training(steps=60, batch_size=48, **quiet)
