@@ -22,16 +22,29 @@ _MIX1, _MIX2 = -4658895280553007687, -7723592293110705685
 _STEP, _CHILD, _COPY, _EPOCH = 0x51, 0x52, 0x53, 0x54
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64 (torch's own is arithmetic)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+def _folded(x: Tensor, bits: int) -> Tensor:
+    """x xor its logical right shift, in one new tensor (torch's own shift of int64 is arithmetic)."""
+    high = x >> bits
+    high &= (1 << (64 - bits)) - 1
+    high ^= x
+    return high
 
 
 def mix(x: Tensor) -> Tensor:
     """The 64-bit finaliser of SplitMix (Steele, Lea, Flood 2014), on int64 with wrap-around: a bijection."""
-    x = (x ^ _shift(x, 30)) * _MIX1
-    x = (x ^ _shift(x, 27)) * _MIX2
-    return x ^ _shift(x, 31)
+    x = _folded(x, 30)
+    x *= _MIX1
+    x = _folded(x, 27)
+    x *= _MIX2
+    return _folded(x, 31)
+
+
+def _unit(bits: Tensor) -> Tensor:
+    """The 52 highest bits as an odd multiple of 2^-53, float64 in (0, 1); what is in `bits` is lost."""
+    bits >>= 11
+    bits &= (1 << 53) - 1
+    bits |= 1
+    return bits.double().mul_(2.0**-53)
 
 
 def _wrap(value: int) -> int:
@@ -119,13 +132,12 @@ class Noise:
         if channels is not None:
             position = position[..., None] * channels + torch.arange(channels, device=position.device)
             key = key[..., None]
-        bits = _shift(mix(mix(key + position * _GOLDEN) ^ key), 12)
-        return (2 * bits + 1).double() * 2.0**-53
+        return _unit(mix(mix(key + position * _GOLDEN) ^ key))
 
     def row_uniform(self, stream: int) -> Tensor:
         """One float64 uniform per row, (batch,)."""
         key = _fold(self.key, stream, 1)
-        return (2 * _shift(mix(mix(key) ^ key), 12) + 1).double() * 2.0**-53
+        return _unit(mix(mix(key) ^ key))
 
     def normal(self, stream: int, channels: int, index: Tensor | None = None) -> Tensor:
         """Float64 standard normals (..., channels) by the inverse distribution function."""

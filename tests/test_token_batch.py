@@ -163,6 +163,24 @@ def test_rows_and_copies():
     assert all(getattr(moved, name).is_meta for name in batch._fields[1:6]) and moved.features["f"].is_meta
 
 
+def test_rows_that_all_have_the_same_slots_say_what_each_row_alone_says():
+    shared = make_batch(LAYOUT, TWO)
+    each = shared._replace(unrestricted=False)
+    sites = torch.tensor([3, LAYOUT.length + 1, 2 * LAYOUT.length - 1, 0])
+    for batch, other in ((shared, each), (shared.rows(torch.tensor([1])), each.rows(torch.tensor([1])))):
+        for name in ("noisable", "free", "positions"):
+            assert torch.equal(getattr(batch, name), getattr(other, name)), name
+        assert torch.equal(batch.symbols(batch.tokens), other.symbols(other.tokens))
+        assert torch.equal(batch.ids(batch.symbols(batch.tokens)), batch.tokens)
+        assert all(torch.equal(mine, its) for mine, its in zip(batch.alphabet[:2], other.alphabet[:2]))
+    flat = TWO.reshape(-1)[sites]
+    assert torch.equal(shared.symbols(flat, sites), each.symbols(flat, sites))
+    assert torch.equal(shared.source(sites, shift=True), each.source(sites, shift=True))
+    assert all(torch.equal(mine, its) for mine, its in zip(shared.sites(sites)[:2], each.sites(sites)[:2]))
+    none = shared.rows(torch.tensor([], dtype=torch.long))
+    assert none.free.shape == none.symbols(none.tokens).shape == (0, LAYOUT.length)
+
+
 def test_pack_is_first_fit():
     words = Layout(VocabLayout(50), (Segment("words", "text", (6,)),))
     samples = [torch.arange(10 * i, 10 * i + n) for i, n in enumerate((5, 4, 2, 4, 3))]

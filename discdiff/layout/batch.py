@@ -36,7 +36,7 @@ class TokenBatch(NamedTuple):
     @property
     def noisable(self) -> Tensor:
         """May be corrupted: the segment is noised. Bool (batch, length)."""
-        return self.layout.tables(self.tokens.device).noised[self.slot]
+        return self._of(self.layout.tables(self.tokens.device).noised)
 
     @property
     def free(self) -> Tensor:
@@ -53,13 +53,13 @@ class TokenBatch(NamedTuple):
     @property
     def positions(self) -> Tensor:
         """(batch, length, 5): seq, t, h, w, q."""
-        return self.layout.tables(self.tokens.device).positions[self.slot]
+        return self._of(self.layout.tables(self.tokens.device).positions)
 
     @property
     def alphabet(self) -> Alphabet:
         """Number of legal symbols and segment of every position."""
         tables = self.layout.tables(self.tokens.device)
-        return Alphabet(tables.size[self.slot], tables.segment[self.slot], self.layout.names)
+        return Alphabet(self._of(tables.size), self._of(tables.segment), self.layout.names)
 
     def within(self, segments: Sequence[str]) -> Tensor:
         """Positions of the named segments, () for all: bool (batch, length). Raises ValueError for an unknown name."""
@@ -71,13 +71,13 @@ class TokenBatch(NamedTuple):
 
     def sites(self, index: Tensor) -> Alphabet:
         """`alphabet` at the flat sites `index` (row * length + column)."""
-        tables, slot = self.layout.tables(self.tokens.device), self.slot.reshape(-1)[index]
+        tables, slot = self.layout.tables(self.tokens.device), self._slots(index)
         return Alphabet(tables.size[slot], tables.segment[slot], self.layout.names)
 
     def symbols(self, ids: Tensor, index: Tensor | None = None) -> Tensor:
         """Global ids to symbols 0..size-1 (extras last, the mask is `size`); `index` for flat sites."""
         layout, tables = self.layout, self.layout.tables(ids.device)
-        slot = self.slot if index is None else self.slot.reshape(-1)[index]
+        slot = self._slots(index)
         out = ids - tables.first[slot]
         for number, (_, count, extras) in enumerate(layout.alphabets):
             for j, extra in enumerate(extras):
@@ -87,7 +87,7 @@ class TokenBatch(NamedTuple):
     def ids(self, symbols: Tensor, index: Tensor | None = None) -> Tensor:
         """Inverse of `symbols`."""
         layout, tables = self.layout, self.layout.tables(symbols.device)
-        slot = self.slot if index is None else self.slot.reshape(-1)[index]
+        slot = self._slots(index)
         out = symbols + tables.first[slot]
         for number, (_, count, extras) in enumerate(layout.alphabets):
             for j, extra in enumerate(extras):
@@ -104,7 +104,7 @@ class TokenBatch(NamedTuple):
         network = self.layout.tables(index.device).network
         slot = network[column] if self.layout.packed else column
         if shift:
-            slot = (slot - (network[self.slot.reshape(-1)[index]] > 0).long()).clamp(min=0)
+            slot = (slot - (network[self._slots(index)] > 0).long()).clamp(min=0)
         return row * len(self.lead) + slot
 
     def rows(self, index: Tensor) -> TokenBatch:
@@ -118,6 +118,17 @@ class TokenBatch(NamedTuple):
     def to(self, device: torch.device | str) -> TokenBatch:
         """On another device."""
         return self._each(lambda x: x.to(device))
+
+    def _slots(self, index: Tensor | None = None) -> Tensor:
+        """`slot`, as one row where all rows have the same; or at the flat sites `index`."""
+        slot = self.slot[:1] if self.unrestricted else self.slot
+        if index is None:
+            return slot
+        return slot.reshape(-1)[index % slot.shape[1] if self.unrestricted else index]
+
+    def _of(self, table: Tensor) -> Tensor:
+        """What a table of the layout says of every position, (batch, length, ...)."""
+        return table[self._slots()].expand(*self.slot.shape, *table.shape[1:])
 
     def _each(self, change) -> TokenBatch:
         tensors = {name: change(getattr(self, name)) for name in self._fields[1:6]}
