@@ -63,10 +63,15 @@ class Alive(TorchDispatchMode):
         self.held: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.device.type != "meta":
-                self._seen(leaf.untyped_storage())
+                storage = leaf.untyped_storage()
+                if (
+                    storage._cdata not in given
+                ):  # neither a view of what was there, weights among it, nor written in place
+                    self._seen(storage)
         return out
 
     def _seen(self, storage: Any) -> None:

@@ -66,4 +66,6 @@ def test_bytes_that_are_alive_at_once():
         return (c * 2).sum()
 
     assert 8000 <= alive(work) < 8000 + 64
+    weights = torch.zeros(10, 100)
+    assert alive(lambda: (weights[:5].mul_(2), weights.T + 0)[1]) == 4000  # what was there is not counted
     assert flops(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 3 * 5 * 7

@@ -66,9 +66,9 @@ class Descent:
         self, canvas: Canvas, prior: Tensor, measured: Measured, label: str = "", start: Tensor | None = None
     ) -> Fit:
         """The fit of log probabilities `prior` (m, codes), as the network gives them, to what was measured; start: where to
-        begin instead of there.
+        begin instead of there, overwritten.
         """
-        phi, within = (prior if start is None else start).clamp(min=NEVER), limits(prior)
+        phi, within = prior.clamp(min=NEVER) if start is None else start.clamp_(min=NEVER), limits(prior)
         adam, failures, owner = Adam(phi, self.rate, self.decay), Failures(canvas.row), canvas.owner
         active = torch.ones_like(canvas.row, dtype=torch.bool)
         least, since = phi.new_full(active.shape, torch.inf), torch.zeros_like(canvas.row)
