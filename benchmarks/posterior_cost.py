@@ -68,9 +68,7 @@ class Alive(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.device.type != "meta":
                 storage = leaf.untyped_storage()
-                if (
-                    storage._cdata not in given
-                ):  # neither a view of what was there, weights among it, nor written in place
+                if storage._cdata not in given:  # not a view of what was there, weights among it, nor written in place
                     self._seen(storage)
         return out
 
