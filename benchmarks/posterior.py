@@ -36,7 +36,7 @@ from discdiff.metrics import feature_distance, psnr, ssim
 from discdiff.report.pictures import write_atomically
 from discdiff.types import Info
 from tasks.image import quality
-from tasks.image.fidelity import off
+from tasks.image.fidelity import calibrated, off
 from tasks.image.generate import Trained
 from tasks.image.matching import fit_matcher
 from tasks.image.posterior import restore
@@ -70,7 +70,8 @@ FREE = ("tasks", "methods", "part", "save", "out", "models", "tokenizer")  # set
 @dataclass(frozen=True)
 class Tried:
     """A method of `tasks.image.samplers` and how it is set; distance, weight: of the data term, "gaussian" for all methods, in
-    the unit that a method's rates are for, but where a row says otherwise.
+    the unit that a method's rates are for, but where a row says otherwise; weight None: what the tokenizer loses of training
+    pictures counts as noise (`tasks.image.fidelity.calibrated`).
     """
 
     method: str
@@ -78,7 +79,7 @@ class Tried:
     options: Mapping[str, Any] = field(default_factory=dict)
     knobs: Mapping[str, Any] = field(default_factory=dict)
     distance: str = "gaussian"
-    weight: float = 1.0
+    weight: float | None = 1.0
 
 
 _COLD: dict[str, Any] = {"steps": 30, "beta": 0.0, "warm": False}
@@ -94,9 +95,11 @@ METHODS: dict[str, Tried] = {
     "aps_sure": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}, {"sampler": "confidence"}),
     "aps_own": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}, _OWN),
     "aps_again": Tried("aps", 30, {**_COLD, "beta": 1.0, "warm": True}, {"sampler": "remdm_cap"}),
+    "aps_calibrated": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}, {"sampler": "confidence"}, weight=None),
     "g2d2": Tried("g2d2", 30, {"steps": 30, **_DEBLUR, "kl": 1e-4}, weight=1e-3),
     "g2d2_l2": Tried("g2d2", 30, {"steps": 30}, distance="l2"),  # as released for super-resolution
     "g2d2_l2_deblur": Tried("g2d2", 30, {"steps": 30, **_DEBLUR}, distance="l2"),  # and for blurs
+    "g2d2_calibrated": Tried("g2d2", 30, {"steps": 30, **_DEBLUR, "kl": 0.1}, weight=None),
     "sgdd": Tried("sgdd", 30, {"steps": 8, "moves": 150}),
     "svdd": Tried("svdd", 32, {"count": 10, "alpha": 1.0}, _OWN),
     "svdd_best": Tried("svdd", 32, {"count": 10, "alpha": 0.0}, _OWN),
@@ -161,6 +164,14 @@ def tiles_base(run: Run) -> Base:
     return Base(bench.model()[0], bench.train, bench.held, judge, judge.pictures)
 
 
+def data_term(trained: Trained, train: Tensor, operator: Operator, y: Tensor, how: Tried) -> Measured:
+    """Of a method; train: training pictures, uint8."""
+    if how.weight is not None:
+        return Measured(operator, y, how.distance, SIGMA, how.weight)
+    some = train[torch.linspace(0, len(train) - 1, 256).long()]
+    return Measured(operator, y, how.distance, calibrated(trained, operator, Gaussian(SIGMA), some))
+
+
 def digest(module: nn.Module) -> str:
     """Of a module's weights."""
     return hashlib.sha256(
@@ -216,7 +227,7 @@ class Bench:
         elif name == "regression":
             made = regressed(operator, self.train.x, y, self.run)
         else:
-            measured = Measured(operator, y, how.distance, SIGMA, how.weight)
+            measured = data_term(self.trained, self.train.x, operator, y, how)
             more = {"options": how.options, "batch": 50, **how.knobs}
             made, _, info = restore(self.trained, measured, [""] * each, how.method, how.steps, self.run.seed, **more)
         cost = {"processor s": time.process_time() - start, "wall s": time.perf_counter() - wall}

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.posterior import BASES, METHODS, SIGMA, TASKS
+from benchmarks.posterior import BASES, METHODS, SIGMA, TASKS, data_term
 from benchmarks.posterior import Run as Bases
 from benchmarks.results import record
 from discdiff.anchoring import Measured, SoftDecode
@@ -143,7 +143,7 @@ def measured_cost(run: Run) -> list[dict[str, Any]]:
     base = BASES[run.data](Bases(data=run.data, models=run.models, tokenizer=run.tokenizer))
     trained, operator, how = base.trained, TASKS[run.task], METHODS[run.method]
     x = from_bytes(base.held.x[: run.rows])
-    term = Measured(operator, measure(operator, x, Gaussian(SIGMA), 0), how.distance, SIGMA, how.weight)
+    term = data_term(trained, base.train.x, operator, measure(operator, x, Gaussian(SIGMA), 0), how)
     soft = soft_of(trained)
     slots, said = len(soft.columns(generation.layout_of(trained.model))), [""] * run.rows
 

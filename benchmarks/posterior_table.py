@@ -18,13 +18,15 @@ STEPS = (  # of the ablation, each against the one before
     ("KL to the network's table", "aps_anchored_kl", "aps_anchored"),
     ("warm start", "aps_warm", "aps_anchored_kl"),
     ("the table's surest sites first, equally many per step", "aps_sure", "aps_warm"),
+    ("what the tokenizer loses counted as noise", "aps_calibrated", "aps_sure"),
     ("the model's own steps", "aps_own", "aps_sure"),
     ("twice the steps, codes masked again on the way", "aps_again", "aps_own"),
 )
-OURS = ("aps_sure", "aps_warm", "aps_anchored_kl", "aps_anchored")  # the first that is there
+OURS = ("aps_calibrated", "aps_sure", "aps_warm", "aps_anchored_kl", "aps_anchored")  # the first that is there
 BESIDE = ("aps_own", "aps_again")  # which do not go by the surest site: compared, not asked of
 RIVALS = (
-    "prior", "g2d2", "g2d2_l2", "g2d2_l2_deblur", "sgdd", "svdd", "svdd_best", "gradient", "gradient_weak", "best_of"
+    "prior", "g2d2", "g2d2_calibrated", "g2d2_l2", "g2d2_l2_deblur", "sgdd",
+    "svdd", "svdd_best", "gradient", "gradient_weak", "best_of"
 )  # fmt: skip
 CLOSED = ("sr", "inpaint")
 MODELS = {"weights", "tokenizer", "judge"}  # of which a cell has the digests

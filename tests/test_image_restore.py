@@ -10,12 +10,12 @@ from picture_toy import picture, quiet, run  # noqa: F401  (quiet acts by itself
 from PIL import Image
 
 from discdiff.anchoring import Measured
-from tasks.image import generate, posterior, restore
-from tasks.image.fidelity import Trail, figures, off
+from tasks.image import generate, posterior, quality, restore
+from tasks.image.fidelity import Trail, calibrated, figures, off
 from tasks.image.generate import touched
 from tasks.image.samplers import METHODS
 from tasks.image.style import Style
-from tasks.inverse import OPERATORS, RandomInpainting, SuperResolution, measure
+from tasks.inverse import OPERATORS, Gaussian, RandomInpainting, SuperResolution, measure
 from tokenizers_vq.image import from_bytes
 
 once = functools.cache(generate.opened)
@@ -66,6 +66,31 @@ def test_restore(kept, method, tmp_path, capsys):
     assert found["seconds"] > 0 and found["network_rows"] >= 2 * 3 and (found["decoded"] > 0) == (method != "prior")
     told = f"{found['nfe']} network calls, {found['network_rows']} rows fed, {found['decoded']} rows decoded"
     assert f"{found['seconds']:.1f} seconds, {told}" in page
+
+
+def test_calibrated_terms_count_what_the_tokenizer_loses_as_noise(kept, tmp_path, capsys):
+    folder = kept("vq_diffusion")
+    trained, operator, noise = once(Path(folder)), SuperResolution(2), Gaussian(0.05)
+    train = generate.load_said(trained.pictures, 3)[0].x[:8]
+    found = calibrated(trained, operator, noise, train, seed=3)
+    codes, grid = quality.encode(trained.tokenizer, train)
+    away = operator(quality.decode(trained.tokenizer, codes, grid)) - measure(operator, from_bytes(train), noise, 3)
+    assert found == pytest.approx(float(away.detach().square().mean().sqrt())) and found > 0.05
+    asked = ("--operator.factor", 2, *FAST["aps"], "--out", tmp_path)
+    assert run(restore.restore, folder, *asked, "--calibrate", 8) == 0, capsys.readouterr().err
+    led = json.loads((tmp_path / "metrics.json").read_text())
+    assert led["data_sigma"] > 0.05 == led["sigma"]
+    assert run(restore.restore, folder, *asked) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["data_sigma"] == 0.05
+    capsys.readouterr()
+    for more, told in (
+        (("--data.sigma", 0.1), "it finds the --data.sigma"),
+        (("--data.distance", "l1"), "it finds the --data.sigma"),
+        (("--calibrate", 10**6), "training pictures"),
+        (("--calibrate", -1), "training pictures, 0 for none"),
+    ):
+        assert run(restore.restore, folder, *asked, "--calibrate", 8, *more) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_a_measurement_from_a_file(kept, tmp_path, capsys):

@@ -148,8 +148,10 @@ def test_methods_and_steps_are_known():
     assert [each.knobs["sampler"] for each in (warm, sure, own)] == ["maskgit", "confidence", "ancestral"]
     spec = {METHODS[name].knobs["noise"] for name in ("aps", "aps_anchored", "aps_anchored_kl", "aps_warm")}
     assert spec == {0.0}  # the order of the paper has no chance in it
-    assert {(how.distance, how.weight) for name, how in METHODS.items() if "g2d2" not in name} == {("gaussian", 1.0)}
-    assert METHODS["g2d2"].distance == "gaussian"
+    plain = {name: how for name, how in METHODS.items() if "g2d2" not in name and "calibrated" not in name}
+    assert {(how.distance, how.weight) for how in plain.values()} == {("gaussian", 1.0)}
+    assert METHODS["g2d2"].distance == METHODS["g2d2_calibrated"].distance == "gaussian"
+    assert replace(METHODS["aps_calibrated"], weight=1.0) == sure and METHODS["aps_calibrated"].weight is None
 
 
 def test_what_a_cell_says_of_itself(monkeypatch):

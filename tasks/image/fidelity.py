@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from discdiff.config import checked
 from discdiff.metrics import psnr, ssim
-from tasks.image import posterior
+from tasks.image import posterior, quality
 from tasks.image.generate import Trained
-from tasks.inverse import Masked
+from tasks.inverse import Gaussian, Masked, Operator, Poisson, measure
+from tokenizers_vq.image import from_bytes
 
 
 def off(operator: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -22,6 +24,20 @@ def off(operator: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     if isinstance(operator, Masked):
         count = int(operator.kept(tuple(x.shape), x.device).expand(x.shape[1:]).sum())
     return (away.square().sum(1) / count).sqrt()
+
+
+def calibrated(
+    trained: Trained, operator: Operator, noise: Gaussian | Poisson, pictures: Tensor, seed: int = 0
+) -> float:
+    """The sigma of a Gaussian data term to which what the tokenizer loses is noise, too: the root mean square of
+    A(decode(encode(x))) - y over pictures x (n, channels, height, width) uint8 that are not the ones to be found, such as
+    those of training; y: measured of x, with `noise` by `seed`. By the noise alone a fit follows y to where no codes lead.
+    """
+    checked("pictures", len(pictures), len(pictures) >= 1, "at least one")
+    codes, grid = quality.encode(trained.tokenizer, pictures)
+    y = measure(operator, from_bytes(pictures), noise, seed)
+    with torch.no_grad():
+        return float(off(operator, quality.decode(trained.tokenizer, codes, grid), y).square().mean().sqrt())
 
 
 def figures(operator: Callable[[Tensor], Tensor], y: Tensor, pictures: Mapping[str, Tensor]) -> list[dict[str, Any]]:

@@ -22,11 +22,11 @@ from discdiff.report.pictures import write_atomically
 from discdiff.sampling.sampler import Common, knobs
 from tasks.common.sections import Drawing
 from tasks.image import generate, page, posterior, quality, restored_page
-from tasks.image.fidelity import Trail, figures, off
+from tasks.image.fidelity import Trail, calibrated, figures, off
 from tasks.image.generate import Trained, touched
 from tasks.image.samplers import METHODS, plain
 from tasks.image.settings import Guide, Hole, Restoration
-from tasks.image.sources import read
+from tasks.image.sources import load_said, read
 from tasks.image.style import Style
 from tasks.inverse import NOISES, PICTURES, Masked, Operator, check, measure
 from tokenizers_vq.image import from_bytes, to_bytes
@@ -44,8 +44,13 @@ def restore(prog: str, argv: Sequence[str]) -> None:
     how = _how(prog, wanted.method, flags, chosen["drawing"])
     # shot noise: its deviation at grey
     sigma = noise.sigma if hasattr(noise, "sigma") else math.sqrt(2 / noise.photons)
-    term = {**({"sigma": sigma} if sigma else {}), **_said(prog, "data", DATA, flags)}
+    term = _said(prog, "data", DATA, flags)
+    ok = not wanted.calibrate or ("sigma" not in term and term.get("distance", "gaussian") == "gaussian")
+    checked(
+        "calibrate", wanted.calibrate, ok, "it finds the --data.sigma of the gaussian distance: leave those out, or it"
+    )
     trained = _opened(chosen["folder"], wanted.method, wanted.condition)
+    term = {**_sigma(trained, operator, noise, sigma, wanted.calibrate), **term}
     x, y = _measured(trained, operator, noise, wanted)
     measured, trail = Measured(operator, y.expand(wanted.count, *y.shape[1:]), **term), Trail()
     said, start = [wanted.condition] * wanted.count, time.perf_counter()
@@ -60,7 +65,7 @@ def restore(prog: str, argv: Sequence[str]) -> None:
         pictures = {"original": from_bytes(x), "codes": back, **pictures}
     out, rows = Path(wanted.out), figures(operator, y, pictures)
     _save({**pictures, "measurement": y}, out, ("original", "measurement", "restored"))
-    found = {"rows": rows, "sigma": sigma, **cost}
+    found = {"rows": rows, "sigma": sigma, "data_sigma": measured.sigma, **cost}
     write_atomically(out / "metrics.json", (json.dumps(found, indent=2) + "\n").encode())
     title = f"{wanted.operator.replace('_', ' ')}, restored by {wanted.method}"
     steps = trail.shown(trained, operator, y)
@@ -154,6 +159,16 @@ def _measured(trained: Trained, operator: Operator, noise: Any, wanted: Restorat
     y = from_bytes(_read(trained, wanted.measured))
     check(operator, torch.zeros(1, *_size(trained)), y)
     return None, operator(y) if isinstance(operator, Masked) else y  # what was not measured is 0
+
+
+def _sigma(trained: Trained, operator: Operator, noise: Any, sigma: float, count: int) -> dict[str, float]:
+    """The data term's, by the noise alone or by what the tokenizer loses of `count` training pictures, too."""
+    if not count:
+        return {"sigma": sigma} if sigma else {}
+    train = load_said(trained.pictures, trained.tokenizer.config.channels)[0].x
+    checked("calibrate", count, count <= len(train), f"there are {len(train)} training pictures")
+    some = torch.linspace(0, len(train) - 1, count).long()
+    return {"sigma": calibrated(trained, operator, noise, train[some])}
 
 
 def _size(trained: Trained) -> tuple[int, int, int]:

@@ -154,7 +154,8 @@ class Restoration:
     """What to restore. picture: a file, or "valid:N"; operator: of `tasks.inverse.PICTURES`, its fields as --operator.FIELD;
     noise: gaussian or poisson, as --noise.FIELD, drawn by noise_seed; measured: a picture file that is the measurement
     itself, in place of a picture that is measured. method: of `tasks.image.samplers.METHODS`, its options as --method.FIELD;
-    data term as --data.FIELD, sampler as --sampler.KNOB. condition: what is said of the picture; count: of restorations.
+    data term as --data.FIELD, sampler as --sampler.KNOB; calibrate: by how many training pictures the data term's sigma
+    learns what the tokenizer loses, 0 for the noise alone. condition: what is said of the picture; count: of restorations.
     """
 
     picture: str = "valid:0"
@@ -163,6 +164,7 @@ class Restoration:
     noise: str = "gaussian"
     noise_seed: int = 0
     method: str = "aps"
+    calibrate: int = 0
     condition: str = ""
     count: int = 1
     out: str = "runs/restored"
@@ -171,6 +173,7 @@ class Restoration:
         checked("count", self.count, self.count >= 1, "at least 1")
         alone = not self.measured or self.picture == type(self).picture
         checked("picture", self.picture, alone, "a measurement is given already: leave one of the two out")
+        checked("calibrate", self.calibrate, self.calibrate >= 0, "training pictures, 0 for none")
 
 
 @dataclass(frozen=True)
