@@ -70,8 +70,8 @@ FREE = ("tasks", "methods", "part", "save", "out", "models", "tokenizer")  # set
 @dataclass(frozen=True)
 class Tried:
     """A method of `tasks.image.samplers` and how it is set; distance, weight: of the data term, "gaussian" for all methods, in
-    the unit that a method's rates are for, but where a row says otherwise; weight None: what the tokenizer loses of training
-    pictures counts as noise (`tasks.image.fidelity.calibrated`).
+    the unit that a method's rates are for, but where a row says otherwise; calibrated: what the tokenizer loses of training
+    pictures is noise to it (`tasks.image.fidelity.calibrated`).
     """
 
     method: str
@@ -79,7 +79,8 @@ class Tried:
     options: Mapping[str, Any] = field(default_factory=dict)
     knobs: Mapping[str, Any] = field(default_factory=dict)
     distance: str = "gaussian"
-    weight: float | None = 1.0
+    weight: float = 1.0
+    calibrated: bool = False
 
 
 _COLD: dict[str, Any] = {"steps": 30, "beta": 0.0, "warm": False}
@@ -95,11 +96,13 @@ METHODS: dict[str, Tried] = {
     "aps_sure": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}, {"sampler": "confidence"}),
     "aps_own": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}, _OWN),
     "aps_again": Tried("aps", 30, {**_COLD, "beta": 1.0, "warm": True}, {"sampler": "remdm_cap"}),
-    "aps_calibrated": Tried("aps", 15, {**_COLD, "beta": 1.0, "warm": True}, {"sampler": "confidence"}, weight=None),
+    "aps_calibrated": Tried(
+        "aps", 15, {**_COLD, "beta": 1.0, "warm": True}, {"sampler": "confidence"}, calibrated=True
+    ),
     "g2d2": Tried("g2d2", 30, {"steps": 30, **_DEBLUR, "kl": 1e-4}, weight=1e-3),
     "g2d2_l2": Tried("g2d2", 30, {"steps": 30}, distance="l2"),  # as released for super-resolution
     "g2d2_l2_deblur": Tried("g2d2", 30, {"steps": 30, **_DEBLUR}, distance="l2"),  # and for blurs
-    "g2d2_calibrated": Tried("g2d2", 30, {"steps": 30, **_DEBLUR, "kl": 0.1}, weight=None),
+    "g2d2_calibrated": Tried("g2d2", 30, {"steps": 30, **_DEBLUR, "kl": 1e-4}, weight=1e-3, calibrated=True),
     "sgdd": Tried("sgdd", 30, {"steps": 8, "moves": 150}),
     "svdd": Tried("svdd", 32, {"count": 10, "alpha": 1.0}, _OWN),
     "svdd_best": Tried("svdd", 32, {"count": 10, "alpha": 0.0}, _OWN),
@@ -166,10 +169,9 @@ def tiles_base(run: Run) -> Base:
 
 def data_term(trained: Trained, train: Tensor, operator: Operator, y: Tensor, how: Tried) -> Measured:
     """Of a method; train: training pictures, uint8."""
-    if how.weight is not None:
-        return Measured(operator, y, how.distance, SIGMA, how.weight)
     some = train[torch.linspace(0, len(train) - 1, 256).long()]
-    return Measured(operator, y, how.distance, calibrated(trained, operator, Gaussian(SIGMA), some))
+    sigma = calibrated(trained, operator, Gaussian(SIGMA), some) if how.calibrated else SIGMA
+    return Measured(operator, y, how.distance, sigma, how.weight)
 
 
 def digest(module: nn.Module) -> str:
@@ -185,6 +187,8 @@ def noted(task: str, name: str) -> dict[str, Any]:
     settings = asdict(how)
     if how.method in SAMPLERS:  # with what is not said
         settings["options"] = asdict(build(SAMPLERS[how.method].options, how.options))
+    if not how.calibrated:  # which cells that are older than it do not say
+        del settings["calibrated"]
     return json.loads(json.dumps({"operator": repr(TASKS[task]), "sigma": SIGMA, "settings": settings}))
 
 

@@ -151,7 +151,8 @@ def test_methods_and_steps_are_known():
     plain = {name: how for name, how in METHODS.items() if "g2d2" not in name and "calibrated" not in name}
     assert {(how.distance, how.weight) for how in plain.values()} == {("gaussian", 1.0)}
     assert METHODS["g2d2"].distance == METHODS["g2d2_calibrated"].distance == "gaussian"
-    assert replace(METHODS["aps_calibrated"], weight=1.0) == sure and METHODS["aps_calibrated"].weight is None
+    for name, twin in (("aps_calibrated", sure), ("g2d2_calibrated", METHODS["g2d2"])):
+        assert METHODS[name] == replace(twin, calibrated=True)
 
 
 def test_what_a_cell_says_of_itself(monkeypatch):
