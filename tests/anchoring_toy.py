@@ -12,8 +12,11 @@ from discdiff import (
     Descent,
     FunctionDenoiser,
     Grid,
+    MaskOrReplace,
     Measured,
     Relaxed,
+    Remask,
+    Rescale,
     Selected,
     SoftDecode,
     SplitGibbs,
@@ -136,6 +139,13 @@ def anchored(network, batch, soft, measured, seeds, **settings):
     return sample(Temperature(denoiser, temperature), CONFIDENT, batch, 4, seed=seeds)
 
 
+def averaged(network, batch, soft, measured, seeds):
+    """All sites anew at every step, with a mean at the end."""
+    process = MaskOrReplace()
+    table = Anchored(network, soft, measured, FEW, average=0.5, process=process)
+    return sample(table, Remask(process, Rescale(0.5)), batch, 6, seed=seeds)
+
+
 def star(network, batch, soft, measured, seeds, process=None):
     process = process or Absorbing()
     table = StarTable(network, soft, measured, Relaxed(steps=6, seed=seeds), process)
@@ -170,6 +180,7 @@ METHODS = {
     "anchored, ranked by the prior": with_(anchored, rank="prior", take="sample"),
     "anchored, tempered": with_(anchored, temperature=0.5, descent=replace(FEW, tolerance=0.02, patience=2)),
     "anchored, exact tilt": with_(anchored, likelihood="expected_cost", take="sample"),
+    "anchored, averaged": averaged,
     "star": star,
     "star, uniform": with_(star, process=Uniform()),
     "steered": steered,

@@ -113,7 +113,7 @@ def test_what_was_forbidden_for_a_step_has_no_tilt(low):
     run = Anchored(network, LINE, measured, Descent(5, beta=1.0), take="sample").start(batch)
     state = state_of(batch)
     run(state, first_step(state))
-    assert float(run.tilts["all"].abs().max()) < 1e-9
+    assert float(run.memory["tilts"].abs().max()) < 1e-9
     found = run(state, first_step(state)._replace(index=1)).log_probs(torch.arange(4 * rows))
     assert torch.allclose(found, later.log_softmax(-1).expand(4 * rows, 3))
 

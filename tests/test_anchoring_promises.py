@@ -76,7 +76,7 @@ def test_a_run_owns_its_memory():
     next(run), next(run)
     assert torch.equal(sample(network, CONFIDENT, batch, 4, seed=1)[0].tokens, first)
     *_, (state, _) = run
-    assert torch.equal(state.tokens, first) and not network.tilts
+    assert torch.equal(state.tokens, first) and not network.memory
     cold = sample(replace(network, warm=False), CONFIDENT, batch, 4, seed=1)[0].tokens
     assert not torch.equal(cold, first)
 
@@ -94,7 +94,7 @@ def test_guidance_around_it_keeps_two_memories():
     batch = batch_of(SOFT)
     network = Anchored(Counted(), SOFT, measured_of(SOFT), FEW)
     guided = ClassifierFree(network, 1.5, Unprompted(("words",))).start(batch)
-    assert guided.other is not None and guided.other.tilts is not guided.inner.tilts
+    assert guided.other is not None and guided.other.memory is not guided.inner.memory
     assert bool(sample(ClassifierFree(network, 1.5), CONFIDENT, batch, 4, seed=1)[0].committed.all())
 
 

@@ -20,7 +20,7 @@ from discdiff.denoisers.wrappers import Wrapper
 from discdiff.kernels.base import own_transform
 from discdiff.layout import TokenBatch
 from discdiff.processes import Absorbing, Process
-from discdiff.types import State, Step
+from discdiff.types import State, Step, per_position
 
 LIKELIHOODS, TAKEN, RANKED = ("decoded", "expected_cost"), ("quantised", "sample"), ("table", "prior")
 _ROWS, _FAR = 256, 50.0  # rows decoded at a time for expected costs; nats beyond which a tilt is not remembered
@@ -37,7 +37,9 @@ class Anchored(Wrapper):
     expectation ("quantised"), or a draw ("sample"). Constraints, truncation and temperature around this act on the table
     before either; at temperature 0 the likeliest code is taken. rank: orders look at the optimised "table" (anchored
     re-masking) or at the network's "prior" (standard re-masking). warm: each step begins where the network's new table, tilted
-    as the last one was, would be, not at the network's table (ours; the paper begins anew). Without `measured` nothing changes,
+    as the last one was, would be, not at the network's table (ours; the paper begins anew). average: the codes that are taken
+    at a site's last step are nearest to the mean of what the tables since that time expected there (ours; 0: what the last one
+    alone does), worth its while with samplers that decide all sites anew until the end. Without `measured` nothing changes,
     token for token. process: that of the sampler, for networks that predict cavities. watch: told of every fit.
 
     With any kernel, guidance inside, blocks and given tokens. Where a position's clock has not begun, as in later blocks, the
@@ -53,13 +55,17 @@ class Anchored(Wrapper):
     take: str = "quantised"
     rank: str = "table"
     warm: bool = True
+    average: float = 0.0
     process: Process = Absorbing()
     watch: Watch | None = None
-    tilts: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    memory: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for name, known in (("likelihood", LIKELIHOODS), ("take", TAKEN), ("rank", RANKED)):
             checked(name, getattr(self, name), getattr(self, name) in known, f"choose from {', '.join(known)}")
+        checked("average", self.average, 0 <= self.average <= 1, "a time in [0, 1], 0 for the last table alone")
+        ok = self.take == "quantised" or not self.average
+        checked("take", self.take, ok, 'a mean has no draws: take "quantised", or leave average out')
 
     @property
     def kind(self) -> str:
@@ -68,23 +74,24 @@ class Anchored(Wrapper):
     @property
     def run(self) -> dict[str, Tensor]:
         """What a run remembers: two passes of guidance around this must not share it."""
-        return self.tilts
+        return self.memory
 
     def start(self, batch: TokenBatch) -> Any:
         if self.measured is None:
             return super().start(batch)
         self.measured.check(self.soft, batch, "gradient" if self.likelihood == "decoded" else "soft")
-        return replace(self, inner=self.inner.start(batch), tilts={})  # a run owns what it remembers
+        return replace(self, inner=self.inner.start(batch), memory={})  # a run owns what it remembers
 
     @torch.no_grad()
     def __call__(self, state: State, step: Step) -> Prediction:
         if self.measured is None:
             return self.inner(state, step)
-        if self.warm and len(state.row) > len(
+        remembers = self.warm or self.average > 0
+        if remembers and len(state.row) > len(
             self.measured.y
         ):  # no look at the device: a run has no more rows than that
             raise ValueError(
-                "rows of the run repeat in one call: copies of a row cannot share its memory, give warm=False"
+                "rows of the run repeat in one call: copies of a row cannot share its memory, give warm=False, average=0"
             )
         prediction, canvas = own(self.inner, self.process, state, step), Canvas.of(self.soft, state, step)
         if not bool(canvas.begun.any()):
@@ -100,13 +107,14 @@ class Anchored(Wrapper):
         if self.take == "sample":
             return Chosen(**fields, table=table)
 
+        settle = self._settle(canvas, state, step, fit.embeddings)
+
         def choose(changed: Prediction) -> Tensor:
             log_p = canvas.prior(changed)
-            return chosen_codes(canvas, canvas.expect(log_p.exp()), log_p, prediction)
+            return chosen_codes(canvas, settle(canvas.expect(log_p.exp())), log_p, prediction)
 
-        return Chosen(
-            **fields, choice=chosen_codes(canvas, fit.embeddings, fit.logits, prediction), table=table, choose=choose
-        )
+        choice = chosen_codes(canvas, settle(fit.embeddings), fit.logits, prediction)
+        return Chosen(**fields, choice=choice, table=table, choose=choose)
 
     def _fit(self, canvas: Canvas, prior: Tensor, step: Step) -> Fit:
         assert self.measured is not None
@@ -130,10 +138,33 @@ class Anchored(Wrapper):
     def _tilt(self, canvas: Canvas) -> Tensor:
         """(rows of the run * sites of a row, codes): by how much the last fits moved the log probabilities."""
         assert self.measured is not None
-        if not self.tilts:
-            sites = canvas.known.shape[1] * canvas.soft.depth
-            self.tilts["all"] = canvas.known.new_zeros(len(self.measured.y) * sites, canvas.soft.codebook.shape[1])
-        return self.tilts["all"]
+        sites = canvas.known.shape[1] * canvas.soft.depth
+        return self._kept("tilts", canvas, len(self.measured.y) * sites, canvas.soft.codebook.shape[1])
+
+    def _settle(self, canvas: Canvas, state: State, step: Step, now: Tensor) -> Callable[[Tensor], Tensor]:
+        """Of embeddings (n, slots, d) that a table of this step expects, those that codes are taken from; `now`, of the table
+        that was fitted, is remembered.
+        """
+        if not self.average:
+            return lambda e: e
+        assert self.measured is not None
+        rows, slots, width = canvas.known.shape
+        t, s = (per_position(x, state.tokens).expand(state.tokens.shape).reshape(-1) for x in (step.t, step.s))
+        counts = canvas.begun & (t[canvas.index] <= self.average)
+        share, ends = canvas.known.new_zeros(2, rows * slots)
+        share.index_add_(0, canvas.place, counts.to(share)).clamp_(max=1)
+        ends.index_add_(0, canvas.place, (counts & (s[canvas.index] <= 0)).to(ends))
+        share, here = share.view(rows, slots, 1), ends.view(rows, slots, 1) > 0
+        total = self._kept("sum", canvas, len(self.measured.y), slots, width)
+        number = self._kept("count", canvas, len(self.measured.y), slots, 1)
+        before, count = total[canvas.row], number[canvas.row] + share
+        total[canvas.row], number[canvas.row] = before + share * now, count
+        return lambda e: torch.where(here, (before + share * e) / count.clamp(min=1), e)
+
+    def _kept(self, name: str, canvas: Canvas, *shape: int) -> Tensor:
+        if name not in self.memory:
+            self.memory[name] = canvas.known.new_zeros(shape)
+        return self.memory[name]
 
 
 def own(inner: Any, process: Process, state: State, step: Step) -> Prediction:
