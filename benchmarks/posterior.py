@@ -86,6 +86,11 @@ class Tried:
 _COLD: dict[str, Any] = {"steps": 30, "beta": 0.0, "warm": False}
 _OWN = {"sampler": "ancestral"}
 _SPEC = {"sampler": "maskgit", "noise": 0.0}  # the paper's order: by p of the code that is committed, a cosine quota
+_ANEW: dict[str, Any] = {"steps": 15, "beta": 1.0, "warm": True}
+_REMASKED = {
+    "sampler": "remdm_rescale",
+    "eta": 0.5,
+}  # in the model's own process: no code is final before the last step
 _DEBLUR = {"rate": 15.0, "rate_span": 1.0}
 METHODS: dict[str, Tried] = {
     "prior": Tried("prior", 32, knobs=_OWN),
@@ -99,6 +104,8 @@ METHODS: dict[str, Tried] = {
     "aps_calibrated": Tried(
         "aps", 15, {**_COLD, "beta": 1.0, "warm": True}, {"sampler": "confidence"}, calibrated=True
     ),
+    "aps_anew": Tried("aps", 60, _ANEW, _REMASKED, calibrated=True),
+    "aps_averaged": Tried("aps", 60, {**_ANEW, "average": 0.5}, _REMASKED, calibrated=True),
     "g2d2": Tried("g2d2", 30, {"steps": 30, **_DEBLUR, "kl": 1e-4}, weight=1e-3),
     "g2d2_l2": Tried("g2d2", 30, {"steps": 30}, distance="l2"),  # as released for super-resolution
     "g2d2_l2_deblur": Tried("g2d2", 30, {"steps": 30, **_DEBLUR}, distance="l2"),  # and for blurs

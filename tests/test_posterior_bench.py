@@ -138,7 +138,8 @@ def test_the_defaults_open_what_the_benchmark_of_captions_makes():
 
 def test_methods_and_steps_are_known():
     assert {name for _, after, before in STEPS for name in (after, before)} <= METHODS.keys()
-    assert {*posterior_table.OURS, *posterior_table.BESIDE, *posterior_table.RIVALS, "aps"} == METHODS.keys()
+    ours = {*posterior_table.OURS, *posterior_table.ANEW, *posterior_table.BESIDE}
+    assert {*ours, *posterior_table.RIVALS, "aps"} == METHODS.keys()
     assert set(TASKS) - set(LINEAR) == {"hdr"} and set(posterior_table.CLOSED) <= set(LINEAR)
     for name, (_, after, before) in zip(("rank", "beta", "warm"), STEPS):  # each step changes one thing
         ours, theirs = (METHODS[each].options for each in (after, before))
@@ -148,7 +149,14 @@ def test_methods_and_steps_are_known():
     assert [each.knobs["sampler"] for each in (warm, sure, own)] == ["maskgit", "confidence", "ancestral"]
     spec = {METHODS[name].knobs["noise"] for name in ("aps", "aps_anchored", "aps_anchored_kl", "aps_warm")}
     assert spec == {0.0}  # the order of the paper has no chance in it
-    plain = {name: how for name, how in METHODS.items() if "g2d2" not in name and "calibrated" not in name}
+    anew, averaged = METHODS["aps_anew"], METHODS["aps_averaged"]
+    assert (
+        averaged == replace(anew, options={**anew.options, "average": 0.5}) and anew.knobs["sampler"] == "remdm_rescale"
+    )
+    assert (
+        anew.steps * anew.options["steps"] == METHODS["g2d2"].steps * METHODS["g2d2"].options["steps"]
+    )  # rows decoded
+    plain = {name: how for name, how in METHODS.items() if "g2d2" not in name}
     assert {(how.distance, how.weight) for how in plain.values()} == {("gaussian", 1.0)}
     assert METHODS["g2d2"].distance == METHODS["g2d2_calibrated"].distance == "gaussian"
     for name, twin in (("aps_calibrated", sure), ("g2d2_calibrated", METHODS["g2d2"])):
@@ -241,6 +249,22 @@ def test_goals_reached(tmp_path):
     assert verdicts(hdr) == {} and IN_DECIBEL in hdr and not any("best rival" in name for name in hdr)
     gaussian = verdicts(found(tmp_path, "gaussian"))
     assert gaussian == {f"{lead}: lower bound": True}
+
+
+def test_both_ways_of_re_masking_are_asked(tmp_path):
+    """Codes that are all decided anew have the same goals, beside the surest first."""
+    planted = {"aps_sure": [12.0, 14.0], "aps_averaged": [18.0, 18.5], "svdd": [15.0, 15.0]}
+    plant(tmp_path / "sr", "sr", **planted, prior=[10.0, 10.0], ceiling=[20.0, 20.0])
+    table = found(tmp_path, "sr")
+    lead = "{} against svdd, the best rival: lower bound"
+    share = f"sr, aps_averaged: {IN_DECIBEL}"
+    assert verdicts(table) == {
+        lead.format("aps_sure"): False,
+        lead.format("aps_averaged"): True,
+        IN_DECIBEL: False,
+        share: True,
+    }
+    assert table[share]["value"] == pytest.approx(0.825)
 
 
 def test_goals_missed(tmp_path, capsys):
