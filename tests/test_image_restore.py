@@ -28,6 +28,7 @@ FAST = {
     "best_of": ("--method.count", 3, "--sampler.steps", 3),
     "prior": ("--sampler.steps", 3),
 }
+OPEN = ("--sampler", "remdm_rescale", "--sampler.eta", 0.5, "--method.average", 0.5)  # codes stay open until the end
 
 
 @pytest.fixture
@@ -46,11 +47,11 @@ def red(trained, count=1):
 # -- the command -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_restore(kept, method, tmp_path, capsys):
+@pytest.mark.parametrize(("method", "more"), [*((method, ()) for method in METHODS), ("aps", OPEN)])
+def test_restore(kept, method, more, tmp_path, capsys):
     folder = kept("vq_diffusion")
     asked = ("--picture", "valid:3", "--operator", "super_resolution", "--operator.factor", 2, "--count", 2)
-    argv = (*asked, "--method", method, *FAST[method], "--condition", "red", "--out", tmp_path)
+    argv = (*asked, "--method", method, *FAST[method], *more, "--condition", "red", "--out", tmp_path)
     assert run(restore.restore, folder, *argv) == 0, capsys.readouterr().err
     names = {"original.png", "measurement.png", "restored_1.png", "restored_2.png", "report.html", "metrics.json"}
     assert {f.name for f in tmp_path.iterdir()} == names
