@@ -224,13 +224,13 @@ class Bench:
         found["measurement"] = off(operator, made, y)
         return {name: value.double().tolist() for name, value in found.items()}
 
-    def cell(self, task: str, name: str) -> None:
-        """A method's figures on a task, made unless they are there."""
+    def cell(self, task: str, name: str) -> dict[str, Any]:
+        """A method's figures on a task and how it was made; made unless it is there."""
         file, operator = self.folder / "cells" / task / f"{name}.json", TASKS[task]
         how = METHODS.get(name, Tried(name, 0))
         note = {**self.models, **noted(task, name)}
-        if file.is_file() and note.items() <= json.loads(file.read_text(encoding="utf-8")).items():
-            return
+        if file.is_file() and note.items() <= (there := json.loads(file.read_text(encoding="utf-8"))).items():
+            return there
         y, each = measure(operator, self.x, Gaussian(SIGMA), self.run.seed), len(self.x)
         start, wall, info = time.process_time(), time.perf_counter(), Info()
         if name == "ceiling":
@@ -249,6 +249,7 @@ class Bench:
         write_atomically(file, (json.dumps(found) + "\n").encode())
         mean = sum(found["figures"]["psnr"]) / each
         print(f"{self.run.data}, {task}, {name}: {mean:.2f} dB, {cost['processor s']:.2f} processor s each", flush=True)
+        return found
 
 
 def regressed(operator: Operator, train: Tensor, y: Tensor, run: Run) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from picture_toy import quiet  # noqa: F401  (acts by itself)
 
-from benchmarks import posterior, posterior_cost, posterior_table, results
+from benchmarks import posterior, posterior_bound, posterior_cost, posterior_table, results
 from benchmarks.posterior import BESIDE, LINEAR, METHODS, TASKS, Base, Run, Tried, regressed
 from benchmarks.posterior_table import STEPS, closed, current, rows
 from discdiff.anchoring import Descent
@@ -19,7 +19,7 @@ from discdiff.cli import guarded
 from discdiff.metrics import psnr
 from tasks.image import generate, quality
 from tasks.inverse import RandomInpainting, measure
-from tokenizers_vq.image import from_bytes
+from tokenizers_vq.image import from_bytes, to_bytes
 
 FEW = {
     "prior": Tried("prior", 3, knobs={"sampler": "ancestral"}),
@@ -323,3 +323,35 @@ def test_the_share_of_the_gap_has_its_interval():
     assert share.mean == pytest.approx((x["a"].mean() - x["prior"].mean()) / gap)
     assert (share.high - share.low) / 2 == pytest.approx(1.96 * error, rel=0.05)
     assert share == closed(cells, "a") != closed(cells, "a", squared=True)
+
+
+def test_bound(toy, monkeypatch, tmp_path, capsys):
+    """The network's pictures are made once; told in codes they are what the tokenizer makes of them."""
+    base, _ = toy
+    monkeypatch.setattr(posterior_bound, "record", functools.partial(results.record, folder=tmp_path / "results"))
+    argv = ["--tasks", "sr", "--count", "4", "--steps", "8", "--method", "aps", "--out", str(tmp_path / "bound")]
+    assert guarded(posterior_bound.main, argv) == 0, capsys.readouterr().err
+    found = json.loads((tmp_path / "results" / "posterior_bound_mnist28.json").read_text())
+    value = {row["figure"]: row["value"] for row in found["figures"]}
+    cells = {name: json.loads(file.read_text())["figures"]["psnr"] for name in ("prior", "ceiling")
+             for file in (tmp_path / "bound").glob(f"*/cells/sr/{name}.json")}  # fmt: skip
+    low, high = (float(np.mean(cells[name])) for name in ("prior", "ceiling"))
+    assert value["sr: three quarters of the gap from prior to ceiling"] == pytest.approx(low + 0.75 * (high - low))
+    kept = torch.load(tmp_path / "bound" / "mnist28" / "sr.pt", weights_only=True)
+    x = from_bytes(base.held.x[torch.linspace(0, len(base.held.x) - 1, 4).long()])
+    assert value["sr, network: psnr"] == pytest.approx(float(psnr(kept, x).mean()), abs=1e-5)
+    told = quality.decode(base.trained.tokenizer, *quality.encode(base.trained.tokenizer, to_bytes(kept)))
+    coded = float(psnr(told.clamp(-1, 1), x).mean())
+    assert value["sr, its pictures by the tokenizer's codes: psnr"] == pytest.approx(coded, abs=1e-5)
+    share = (coded - low) / (high - low)
+    assert value["sr, its pictures by the tokenizer's codes: share of the gap in dB"] == pytest.approx(share, abs=1e-5)
+    assert "sr, its pictures measured whole, aps: psnr" in value
+    monkeypatch.setattr(posterior_bound, "regressed", None)  # not called again
+    assert guarded(posterior_bound.main, argv) == 0, capsys.readouterr().err
+    assert torch.equal(torch.load(tmp_path / "bound" / "mnist28" / "sr.pt", weights_only=True), kept)
+
+
+@pytest.mark.parametrize("given", [{"steps": 0}, {"method": "best"}, {"tasks": ("blur",)}])
+def test_bound_refuses(given):
+    with pytest.raises(ValueError, match=next(iter(given))):
+        posterior_bound.Run(**given)
