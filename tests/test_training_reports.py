@@ -1,12 +1,16 @@
 """Evaluation of a run, and the lines it reports."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from training_toy import LAYOUT, StopAt, Toy, objective, rows, trainer
+from transformers import ProgressCallback
 
 from discdiff.noise import Noise
 from discdiff.training import collate, keyed_times, read_metrics, token_batch
 from discdiff.training.evaluation import EVALUATION_SEED
+from discdiff.training.progress import TimedProgress
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +82,32 @@ def test_training_learns_a_constant(tmp_path):
     before = run.evaluate()["eval_loss"]
     run.train()
     assert read_metrics(tmp_path / "metrics.jsonl")[-2]["eval_loss"] < 0.5 * before
+
+
+def test_the_bar_of_a_run_that_ends_by_the_clock(tmp_path, capfd):
+    timed = {"steps": 10**9, "max_seconds": 0.3, "schedule_by": "seconds", "log_every": 10**6, "progress": True}
+    run = trainer(tmp_path, **timed)
+    run.train()
+    shown = capfd.readouterr().err
+    assert f"step {run.state.global_step}" in shown and "100%" in shown and str(10**9) not in shown
+    assert not any(type(each) is ProgressCallback for each in run.callback_handler.callbacks)
+    run.train("auto")
+    assert "100%" in capfd.readouterr().err, "seconds of the resumed part count"
+    quiet = trainer(tmp_path / "quiet", **timed | {"progress": False, "max_seconds": 0.05})
+    quiet.train()
+    assert "step 1" not in capfd.readouterr().err
+    by_steps = trainer(tmp_path / "steps", steps=3, progress=True)
+    by_steps.train()
+    assert "3/3" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds", "step", "filled"), [(3.0, 10, 3.0), (3.0, 60, 6.0), (99.0, 10, 10.0)])
+def test_the_bar_follows_what_is_nearer_its_end(seconds, step, filled):
+    knobs = SimpleNamespace(max_seconds=10.0)
+    bar = TimedProgress(SimpleNamespace(knobs=knobs, seconds=seconds))
+    state = SimpleNamespace(is_world_process_zero=True, global_step=step, max_steps=100)
+    bar.on_train_begin(None, state, None)
+    bar.on_step_end(None, state, None)
+    bar.on_step_end(None, state, None)
+    assert bar.training_bar.n == pytest.approx(filled)
+    bar.on_train_end(None, state, None)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from discdiff.layout import Layout
 from discdiff.noise import Noise
@@ -26,6 +26,7 @@ from discdiff.training.evaluation import ROW_LOSS, Objective, evaluate
 from discdiff.training.guards import blame, check_arguments, check_reached
 from discdiff.training.metrics import MetricsLog
 from discdiff.training.optimizers import MuonAdamW, compile_blocks
+from discdiff.training.progress import TimedProgress
 from discdiff.training.settings import TrainingSettings, settings_of
 from discdiff.training.signals import GracefulStop
 
@@ -100,6 +101,8 @@ class DiffusionTrainer(Trainer):
         check_reached(self.accelerator, self.knobs.expected_world_size, arguments)
         self.metrics_log = MetricsLog(Path(arguments.output_dir) / "metrics.jsonl")
         self.add_callback(_Hooks(self))
+        if self.knobs.schedule_by == "seconds" and self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(TimedProgress(self))
 
     # ---- the run
 
