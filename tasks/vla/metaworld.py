@@ -129,7 +129,8 @@ def expert(task: str) -> Controller:
     checked("task", task, task in known(), _remedy(task))
     from metaworld.policies import ENV_POLICY_MAP
 
-    script = ENV_POLICY_MAP[f"{base(task)}-v3"]()
+    made: Any = ENV_POLICY_MAP[f"{base(task)}-v3"]
+    script = made()
 
     def act(full: np.ndarray) -> np.ndarray:
         with warnings.catch_warnings():
